@@ -1,0 +1,246 @@
+"""S7: noisy images are joined along a noisy leaf."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import _noise, data_leaf, kernel, noise_level
+from experiments._common import (
+    FAILS,
+    HOLDS,
+    IN_PART,
+    caption,
+    captions,
+    live_rows,
+    norms,
+    percent,
+    pick,
+    predict,
+    quartiles,
+)
+from experiments._report import section
+from foliax import viz
+
+TARGETS = ("noisy", "clean")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How noisy, and what counts as the same level.
+
+    Attributes:
+        noise_steps: Kernel steps that make the noisy images.
+        same: Largest change of the level that still counts as none, pixel range.
+        frames: Pictures in a row of the strip, without start and target.
+    """
+
+    noise_steps: int = 40
+    same: float = 0.025
+    frames: int = 7
+
+
+def run(
+    model: Any,
+    dataset: Any,
+    out: Path,
+    config: Config,
+    leaf: data_leaf.Config,
+    level: noise_level.Config,
+    drift: kernel.Config,
+    *,
+    noisy: Any = None,
+) -> dict[str, Any]:
+    """Make images noisy along the kernel, then walk on the leaf of each.
+
+    Args:
+        model: The classifier.
+        dataset: Its data.
+        out: Folder for the pictures.
+        config: How noisy.
+        leaf: Which pairs are walked.
+        level: How noise is read.
+        drift: How the kernel paths run.
+        noisy: The exact paths of `kernel.drift_images` from the starts, to spare drifting again.
+
+    Returns:
+        The section of the report; see `_report.section`.
+    """
+    clean, starts, targets = _noisy_pairs(model, dataset, config, leaf, drift, noisy)
+    paths = {
+        name: data_leaf.walk_pairs(model, dataset, starts, t, leaf) for name, t in targets.items()
+    }
+    calibration = _noise.calibrate(dataset, level.seed, len(dataset.test_x), level.sigmas)
+    along = {
+        name: _levels(model, dataset, clean, paths[name]["exact"], calibration) for name in TARGETS
+    }
+    numbers = {"num_pairs": len(clean), "noise_steps": config.noise_steps}
+    numbers |= {
+        name: _measure(model, paths[name], along[name], starts, targets[name], dataset.std)
+        for name in TARGETS
+    }
+    residuals = norms(targets["noisy"] - paths["noisy"]["exact"].best)
+    order = np.argsort(residuals / norms(targets["noisy"] - starts), kind="stable")
+    shown = int(order[len(order) // 2])
+    numbers["shown_pair"] = shown
+    _draw(model, dataset, clean, targets, paths, shown, out / "noise_leaf.png", config)
+    _draw_levels(paths, along, out / "noise_leaf_level.png", leaf)
+    return section(
+        title="Noisy images are joined along a noisy leaf",
+        claim="We can connect a noisy datum with any other datum with the same level of noise.",
+        verdict=_judge(numbers, config, leaf),
+        numbers=numbers,
+        pictures=[
+            (
+                "noise_leaf.png",
+                f"A test image, the same after {config.noise_steps} steps along the kernel, its "
+                "leaf walk, and the target, noisy in the first row and clean in the second; the "
+                "pair with the median residual toward the noisy target.",
+            ),
+            (
+                "noise_leaf_level.png",
+                "Mean level of noise (Laplacian, calibrated), and the kernel component seen from "
+                "the clean image, along the leaf walks from the noisy images.",
+            ),
+        ],
+        columns=("", "toward noisy", "toward clean"),
+        rows=_rows(),
+    )
+
+
+def _noisy_pairs(
+    model: Any, dataset: Any, config: Config, leaf: Any, drift: Any, noisy: Any
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return the clean starts, the noisy ones, and the targets, noisy and clean."""
+    clean, others = data_leaf.pairs(dataset, leaf)
+    if noisy is None:
+        noisy = kernel.drift_images(model, dataset, clean, drift, schemes=("exact",))["exact"]
+    row = config.noise_steps // drift.save_every
+    # Another image's noise is drawn in another direction.
+    other = replace(drift, seed=drift.seed + 1)
+    far = kernel.drift_images(model, dataset, others, other, schemes=("exact",))["exact"]
+    return clean, noisy.points[:, row], {"noisy": far.points[:, row], "clean": others}
+
+
+def _levels(
+    model: Any, dataset: Any, clean: Any, path: Any, calibration: Any
+) -> dict[str, np.ndarray]:
+    """Return, along paths, the mean level of noise and its kernel components from clean images."""
+    base = calibration.sigma(_noise.readings(dataset.to_pixels(clean)).mean())
+    readings = _noise.path_readings(path, dataset).mean(axis=0)
+    parts = _noise.kernel_parts(model, clean, path.points)
+    return {"level": calibration.sigma(readings) - base, "parts": _noise.rms(parts, dataset.std)}
+
+
+def _measure(
+    model: Any, paths: Any, along: Any, starts: Any, targets: Any, std: float
+) -> dict[str, Any]:
+    """Return how the walks toward one kind of target ended, and how noisy they were."""
+    level, parts = along["level"], along["parts"]
+    published = data_leaf.measure(model, paths["published"], starts, targets, std)
+    return data_leaf.measure(model, paths["exact"], starts, targets, std) | {
+        "level": {
+            "start": level[0],
+            "end": level[-1],
+            "largest": level.max(),
+            "least": level.min(),
+        },
+        "kernel_component": {"start": quartiles(parts[:, 0]), "end": quartiles(parts[:, -1])},
+        "arrived_published": published["ended"]["arrived"],
+    }
+
+
+def _draw(
+    model: Any,
+    dataset: Any,
+    clean: Any,
+    targets: Any,
+    paths: Any,
+    shown: int,
+    file: Path,
+    config: Config,
+) -> None:
+    images, texts = [], []
+    for name in TARGETS:
+        path = pick(paths[name]["exact"], shown)
+        rows = live_rows(path, config.frames)
+        rows += rows[-1:] * (config.frames - len(rows))
+        ends = np.stack([clean[shown], targets[name][shown]])
+        images += [ends[0], *path.points[rows], ends[1]]
+        first, last = (
+            caption(where, label, p, dataset.class_names)
+            for where, label, p in zip(
+                ("clean image", f"{name} target"), *predict(model, ends), strict=True
+            )
+        )
+        texts += [first, *captions(path, rows, dataset.class_names), last]
+    labels = [f"toward the\n{name} target" for name in TARGETS]
+    viz.strip(dataset.to_pixels(np.asarray(images)), texts, file, row_labels=labels)
+
+
+def _draw_levels(paths: Any, along: Any, file: Path, leaf: Any) -> None:
+    longest = max(int(paths[name]["exact"].num_steps.max()) for name in TARGETS)
+    steps = np.arange(1 + longest // leaf.save_every) * leaf.save_every
+    levels, parts = [], []
+    for name in TARGETS:
+        level, part = along[name]["level"][: len(steps)], along[name]["parts"][:, : len(steps)]
+        levels.append(viz.Curve(f"toward {name}", steps, level))
+        middle, low, high = np.quantile(part, (0.5, 0.25, 0.75), axis=0)
+        parts.append(viz.Curve(f"toward {name}", steps, middle, low, high))
+    start = np.full(len(steps), along["noisy"]["level"][0])
+    levels.append(viz.Curve("at the start", steps, start, reference=True))
+    viz.curves(
+        [
+            viz.Panel(
+                "Equivalent noise", "step", "added noise (pixel range)", levels, y_range=(0, None)
+            ),
+            viz.Panel(
+                "Kernel component from the clean image",
+                "step",
+                "rms (pixel range)",
+                parts,
+                y_range=(0, None),
+            ),
+        ],
+        file,
+    )
+
+
+def _judge(numbers: dict[str, Any], config: Config, leaf: Any) -> tuple[str, str]:
+    noisy, level = numbers["noisy"], numbers["noisy"]["level"]
+    change = max(level["largest"] - level["start"], level["start"] - level["least"])
+    arrived = noisy["ended"]["arrived"]
+    part = noisy["kernel_component"]
+    told = (
+        f"After {numbers['noise_steps']} kernel steps, images read like clean ones with white "
+        f"noise of {level['start']:.3g} of the pixel range. Walking on from there toward another "
+        f"noisy image, the level stays between {level['least']:.3g} and {level['largest']:.3g} "
+        f"(the kernel component from the clean image goes from {part['start']['median']:.3g} to "
+        f"{part['end']['median']:.3g}); toward a clean image, it ends at "
+        f"{numbers['clean']['level']['end']:.3g}. Of {numbers['num_pairs']} noisy pairs, "
+        f"{percent(arrived)} arrive within {leaf.arrival:g}; the median residual is "
+        f"{percent(noisy['residual']['median'])} of the start distance. "
+    )
+    kept = change <= config.same
+    told += f"The level is {'kept' if kept else 'not kept'} to {config.same:g}."
+    if kept and arrived >= 0.99:
+        return HOLDS, told
+    if kept or arrived > 0.01:
+        return IN_PART, told
+    return FAILS, told
+
+
+def _rows() -> list[tuple[str, ...]]:
+    quoted = (
+        ("share arrived (exact)", "ended.arrived"),
+        ("share arrived (published)", "arrived_published"),
+        ("share stalled", "ended.stalled"),
+        ("residual / start distance, median", "residual.median"),
+        ("share with the target's label", "label_of_target_reached"),
+        ("level of noise at the start", "level.start"),
+        ("level of noise at the end", "level.end"),
+        ("kernel component at the start, median", "kernel_component.start.median"),
+        ("kernel component at the end, median", "kernel_component.end.median"),
+    )
+    return [(label, *(f"{name}.{path}" for name in TARGETS)) for label, path in quoted]

@@ -1,0 +1,52 @@
+"""foliax: data through the eyes of a model.
+
+The local data matrix G(x, w) of a classifier, its spectrum, the foliation of input space that it
+induces, and walks along the leaves. Everything here is a pure function of `(model, x, …)` for one
+input x; batch with `jax.vmap`, compile with `jax.jit`, the model being an argument.
+
+`foliax.fisher` (F on the parameters), `foliax.zoo` (networks, data, training, checkpoints) and
+`foliax.viz` (pictures) are loaded when they are first used.
+"""
+
+import importlib
+import importlib.metadata
+from typing import Any
+
+from foliax.brackets import Involutivity as Involutivity
+from foliax.brackets import involutivity as involutivity
+from foliax.data_matrix import Eigen as Eigen
+from foliax.data_matrix import eigh as eigh
+from foliax.data_matrix import factor as factor
+from foliax.data_matrix import kl as kl
+from foliax.data_matrix import matrix as matrix
+from foliax.data_matrix import matvec as matvec
+from foliax.data_matrix import quadratic as quadratic
+from foliax.data_matrix import rank as rank
+from foliax.data_matrix import trace as trace
+from foliax.domain import Box as Box
+from foliax.estimate import Estimate as Estimate
+from foliax.estimate import trace_estimate as trace_estimate
+from foliax.flow import drift as drift
+from foliax.flow import walk as walk
+from foliax.foliation import Frame as Frame
+from foliax.foliation import dimension as dimension
+from foliax.foliation import frame as frame
+from foliax.foliation import project_kernel as project_kernel
+from foliax.foliation import project_leaf as project_leaf
+from foliax.likelihood import Categorical as Categorical
+from foliax.path import Path as Path
+from foliax.path import Status as Status
+
+__version__ = importlib.metadata.version("foliax")
+
+_ON_DEMAND = ("fisher", "viz", "zoo")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"foliax.{name}")
+    raise AttributeError(f"module 'foliax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ON_DEMAND])

@@ -1,0 +1,168 @@
+"""What every public function does first: check its arguments, and look at the model at one point.
+
+The checks are made by hand, so that the caller reads a sentence about the argument and not a
+type-checker's report. All of them rest on shapes and dtypes alone: they cost nothing under `jit`.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
+
+from foliax.likelihood import Likelihood
+
+Model = Callable[[Array], Array]
+Choice = TypeVar("Choice", bound=str)
+
+_HIGHEST = lax.Precision.HIGHEST  # on GPU and TPU a float32 product is not float32 otherwise
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Multiply matrices in full precision on every device."""
+    return jnp.matmul(a, b, precision=_HIGHEST)
+
+
+def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
+    """Return the input as a floating array, or say why it is none."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must be a floating-point array, got dtype {x.dtype}; G differentiates with "
+            f"respect to it, so convert and normalise first, e.g. {name}.astype(jnp.float32) / 255"
+        )
+    if x.size == 0:
+        raise ValueError(f"{name} must hold at least one number, got the empty shape {x.shape}")
+    return x
+
+
+def as_tangent(v: ArrayLike, x: Array, *, name: str) -> Float[Array, "..."]:
+    """Return a vector at x as a floating array of x's shape, or say how it differs."""
+    v = as_point(v, name=name)
+    if v.shape != x.shape:
+        raise ValueError(
+            f"{name} must have the shape of x, {x.shape}, got {v.shape}; "
+            "every function takes one input, batch with jax.vmap(f, in_axes=(None, 0, 0))"
+        )
+    return v
+
+
+def working_dtype(*arrays: Any) -> jnp.dtype:
+    """Return the largest dtype among the arrays, and at least float32."""
+    return jnp.result_type(jnp.float32, *arrays)
+
+
+def logits_struct(model: Model, x: Array, likelihood: Likelihood) -> jax.ShapeDtypeStruct:
+    """Trace the model once for the shape of its output, and refuse what is not a logit vector."""
+    if not callable(model):
+        raise ValueError(
+            f"model must be callable from one input to C logits, got {type(model).__name__}; wrap "
+            "a Flax Linen module as jax.tree_util.Partial(module.apply, variables)"
+        )
+    out = jax.eval_shape(lambda y: model(y), x)
+    shape = getattr(out, "shape", None)
+    if shape is None:
+        raise ValueError(
+            "model must return one array of logits, got a "
+            f"{jax.tree.structure(out)}; pick the logits out, e.g. lambda x: model(x)[0]"
+        )
+    if len(shape) != 1:
+        hint = "return all C logits, not one number"
+        if len(shape) > 1:
+            hint = "it seems to want a batch axis: wrap it as lambda x: model(x[None])[0]"
+        raise ValueError(
+            f"model must map one input of shape {x.shape} to a vector (C,) of logits, got shape "
+            f"{shape}; {hint}"
+        )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"model must return floating-point logits, got dtype {out.dtype}")
+    likelihood.check(shape[0])
+    return out
+
+
+def num_rows(model: Model, x: Array, likelihood: Likelihood) -> int:
+    """Return the number of rows of the factor, C − 1 for a categorical likelihood."""
+    logits = logits_struct(model, x, likelihood)
+    blank = jax.ShapeDtypeStruct(logits.shape, working_dtype(x, logits))
+    return jax.eval_shape(likelihood.contrasts, blank).shape[0]
+
+
+def pullback(
+    model: Model, x: Float[Array, "..."], likelihood: Likelihood
+) -> tuple[Float[Array, " c"], Callable[[Float[Array, " c"]], Float[Array, " n"]]]:
+    """Return the logits s(x), and the map from a cotangent u on them to the flat gradient Jᵀu.
+
+    Both are in the working dtype; the model itself sees x, and cotangents, in its own.
+    """
+    logits_struct(model, x, likelihood)
+    logits, vjp = jax.vjp(lambda y: model(y), x)
+    dtype = working_dtype(x, logits)
+
+    narrow = logits.dtype != dtype
+
+    def pull(cotangent: Array) -> Array:
+        # A cotangent of the size of a small probability is zero in half precision.
+        size = jnp.max(jnp.abs(cotangent)) if narrow else 1
+        scale = jnp.where(size > 0, size, 1)
+        (gradient,) = vjp((cotangent / scale if narrow else cotangent).astype(logits.dtype))
+        gradient = gradient.ravel().astype(dtype)
+        return gradient * scale if narrow else gradient
+
+    return logits.astype(dtype), pull
+
+
+def pushforward(
+    pull: Callable[[Array], Array], cotangent: Float[Array, " c"], v: Float[Array, " n"]
+) -> Float[Array, " c"]:
+    """Return J v as the transpose of u ↦ Jᵀu.
+
+    A layer with a `custom_vjp` has no JVP, but its VJP is linear in u and can be transposed.
+    `cotangent` says only what shape u has.
+    """
+    _, transpose = jax.vjp(pull, jnp.zeros_like(cotangent))
+    (out,) = transpose(v)
+    return out
+
+
+def pull_rows(
+    pull: Callable[[Array], Array], rows: Float[Array, "r c"], chunk: int | None
+) -> Float[Array, "r n"]:
+    """Pull back each row, all at once or `chunk` at a time (memory is chunk reverse passes)."""
+    if chunk is None or chunk >= rows.shape[0]:
+        return jax.vmap(pull)(rows)
+    return lax.map(pull, rows, batch_size=chunk)
+
+
+def check_chunk(chunk: int | None) -> None:
+    """Refuse a chunk that is neither None nor a positive whole number."""
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk must be None or a whole number of rows >= 1, got {chunk!r}")
+
+
+def check_choice(value: str, *, name: str, choices: tuple[str, ...]) -> None:
+    """Refuse a name that is not among the choices."""
+    if value not in choices:
+        listed = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def is_traced(value: Any) -> bool:
+    """Tell whether a value is unknown while a program is being traced."""
+    return isinstance(value, Tracer)
+
+
+def check_positive(value: Any, *, name: str) -> None:
+    """Refuse a number <= 0 or NaN where it is concrete; a traced one cannot be looked at."""
+    if is_traced(value):
+        return
+    if not jnp.ndim(value) == 0 or not value > 0:
+        raise ValueError(f"{name} must be a number > 0, got {value!r}")
+
+
+def check_count(value: Any, *, name: str) -> None:
+    """Refuse what is not a static whole number >= 1: it sets the shape of the result."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")

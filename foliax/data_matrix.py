@@ -1,0 +1,423 @@
+"""The local data matrix G(x, w): the Fisher information with data in the place of parameters.
+
+    G = Σ_i p_i ∇log p_i ∇log p_iᵀ = Jᵀ S J = AᵀA,   J = ∂s/∂x (C × n),   S = diag p − p pᵀ
+
+Everything here goes through the factor A = Lᵀ J with S = L Lᵀ (C − 1 rows of n numbers), or, in
+`matvec` and `quadratic`, through products with J alone. Only `matrix` forms n × n.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from foliax._inputs import (
+    Model,
+    as_point,
+    as_tangent,
+    check_choice,
+    check_chunk,
+    dot,
+    num_rows,
+    pull_rows,
+    pullback,
+    pushforward,
+    working_dtype,
+)
+from foliax.estimate import lanczos
+from foliax.likelihood import Categorical, Likelihood
+
+__all__ = [
+    "Eigen",
+    "eigh",
+    "factor",
+    "kl",
+    "matrix",
+    "matvec",
+    "quadratic",
+    "rank",
+    "trace",
+    "trace_and_rank",
+]
+
+
+class Eigen(NamedTuple):
+    """The leading eigenpairs of G.
+
+    Attributes:
+        values: (k,), descending.
+        vectors: (k, *x.shape), orthonormal.
+    """
+
+    values: Float[Array, " k"]
+    vectors: Float[Array, "k ..."]
+
+
+def factor(
+    model: Model,
+    x: ArrayLike,
+    *,
+    likelihood: Likelihood = Categorical(),  # noqa: B008 (holds no state)
+    chunk: int | None = None,
+) -> Float[Array, "r n"]:
+    """Return A, of C − 1 rows, with G(x, w) = AᵀA.
+
+    Row k is √(p_k t_{k+1} / t_k) (∇s_k − Σ_{j>k} (p_j / t_{k+1}) ∇s_j), with t_k = p_k + … + p_C:
+    class k against the mean of the classes after it. Costs one forward pass and C − 1 reverse
+    passes; memory is that of `chunk` reverse passes and of the result.
+
+    Args:
+        model: Callable pytree from one input to C logits (or log-probabilities).
+        x: One input of any shape with n entries, in the model's (normalised) units.
+        likelihood: The output distribution.
+        chunk: How many rows are pulled back at once; None for all.
+
+    Returns:
+        (C − 1, n), in the larger dtype of x and the logits, at least float32.
+
+    Raises:
+        ValueError: If x is not floating point, or the model does not map x to a vector of logits.
+
+    Source: Grementieri & Fioresi 2022, eq. (2) for G; the factor is the stick-breaking one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> A = foliax.factor(lambda x: jnp.stack([x[0], x[1], 0 * x[0]]), jnp.zeros(2))
+        >>> [f"{g:.4f}" for g in (A.T @ A).ravel()]
+        ['0.2222', '-0.1111', '-0.1111', '0.2222']
+    """
+    check_chunk(chunk)
+    logits, pull = pullback(model, as_point(x), likelihood)
+    weights, rows = likelihood.factor(logits)
+    return weights[:, None] * pull_rows(pull, rows, chunk)
+
+
+def matrix(
+    model: Model,
+    x: ArrayLike,
+    *,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+    chunk: int | None = None,
+) -> Float[Array, "n n"]:
+    """Return G(x, w) as a dense matrix; the only function that allocates n × n.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input with n entries, in the model's units.
+        likelihood: The output distribution.
+        chunk: As in `factor`.
+
+    Returns:
+        (n, n), symmetric and positive semidefinite, of rank ≤ C − 1; the axes run over x.ravel().
+
+    Raises:
+        ValueError: As `factor`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> foliax.matrix(lambda x: jnp.stack([x[0], 0 * x[0]]), jnp.zeros(1)).tolist()
+        [[0.25]]
+    """
+    a = factor(model, x, likelihood=likelihood, chunk=chunk)
+    return dot(a.T, a)
+
+
+def matvec(
+    model: Model,
+    x: ArrayLike,
+    v: ArrayLike,
+    *,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+) -> Float[Array, "..."]:
+    """Return G(x, w) v without forming G or its factor.
+
+    G v = Jᵀ L Lᵀ (J v): one forward pass, one product with J and one with Jᵀ, whatever C is.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's units.
+        v: A tangent vector of x's shape.
+        likelihood: The output distribution.
+
+    Returns:
+        G v, of x's shape.
+
+    Raises:
+        ValueError: As `factor`; or if v has another shape than x.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> foliax.matvec(model, jnp.zeros(1), jnp.ones(1)).tolist()
+        [0.25]
+    """
+    x = as_point(x)
+    v = as_tangent(v, x, name="v")
+    logits, pull = pullback(model, x, likelihood)
+    weights, rows = likelihood.factor(logits)
+    seen = weights * dot(rows, pushforward(pull, logits, v.ravel().astype(logits.dtype)))
+    return pull(dot(weights * seen, rows)).reshape(x.shape)
+
+
+def trace(
+    model: Model,
+    x: ArrayLike,
+    *,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+    chunk: int | None = None,
+) -> Float[Array, ""]:
+    """Return trace G(x, w) = ‖A‖²_F, in nats per squared input unit.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's units.
+        likelihood: The output distribution.
+        chunk: As in `factor`.
+
+    Returns:
+        A scalar ≥ 0.
+
+    Raises:
+        ValueError: As `factor`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> float(foliax.trace(lambda x: jnp.stack([x[0], 0 * x[0]]), jnp.zeros(1)))
+        0.25
+    """
+    return jnp.sum(factor(model, x, likelihood=likelihood, chunk=chunk) ** 2)
+
+
+def eigh(
+    model: Model,
+    x: ArrayLike,
+    k: int | None = None,
+    *,
+    method: Literal["factor", "lanczos"] = "factor",
+    num_iterations: int | None = None,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+    chunk: int | None = None,
+) -> Eigen:
+    """Return the leading eigenpairs of G(x, w).
+
+    G has at most m = min(n, C − 1) non-zero eigenvalues.
+
+    - `"factor"` (exact; needs m · n numbers): squares of the singular values of A, by QR and the
+      SVD of the small triangle. Small ones keep their digits: A Aᵀ would square the condition
+      number.
+    - `"lanczos"` (needs num_iterations · n numbers): from products G v alone. Right to about eps
+      of the largest eigenvalue once num_iterations is well above k, and blind to the multiplicity
+      of a repeated one.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's units.
+        k: How many pairs, 1 ≤ k ≤ m; None for all m.
+        method: "factor" where A fits in memory, "lanczos" where it does not.
+        num_iterations: Products G v for "lanczos", k ≤ num_iterations ≤ m; None for 2 k + 20.
+        likelihood: The output distribution.
+        chunk: As in `factor`.
+
+    Returns:
+        `Eigen(values, vectors)`: (k,) descending and (k, *x.shape) orthonormal, also where
+        values vanish.
+
+    Raises:
+        ValueError: As `factor`; or if method, k or num_iterations is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> pairs = foliax.eigh(lambda x: jnp.stack([x[0], 0 * x[0]]), jnp.zeros(2))
+        >>> pairs.values.tolist(), jnp.abs(pairs.vectors).tolist()
+        ([0.25], [[1.0, 0.0]])
+    """
+    check_choice(method, name="method", choices=("factor", "lanczos"))
+    x = as_point(x)
+    most = min(x.size, num_rows(model, x, likelihood))
+    k = _check_k(k, most)
+    if method == "lanczos":
+        steps = min(2 * k + 20, most) if num_iterations is None else num_iterations
+        if not k <= steps <= most:
+            raise ValueError(
+                f"num_iterations must lie between k = {k} and min(n, C - 1) = {most}, got {steps}"
+            )
+        values, vectors = lanczos(model, x, k, steps, likelihood)
+    else:
+        a = factor(model, x, likelihood=likelihood, chunk=chunk)
+        q, r = jnp.linalg.qr(a.T)
+        u, s, _ = jnp.linalg.svd(r, full_matrices=False)
+        values, vectors = s[:k] ** 2, dot(q, u[:, :k]).T
+    return Eigen(values, vectors.reshape(k, *x.shape))
+
+
+def rank(
+    model: Model,
+    x: ArrayLike,
+    *,
+    rtol: float | None = None,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+    chunk: int | None = None,
+) -> Int[Array, ""]:
+    """Return the numerical rank of G(x, w): #{k : λ_k > rtol · λ_1}.
+
+    Counts what G sees in the working precision: a saturated softmax lowers it although the
+    distribution D keeps its dimension (for that, see `foliax.dimension`).
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's units.
+        rtol: Least eigenvalue that counts, relative to the greatest; None for (10 · C · eps)²,
+            eps of the working dtype: a singular value of the factor counts above 10 · C · eps.
+        likelihood: The output distribution.
+        chunk: As in `factor`.
+
+    Returns:
+        An int32 scalar, ≤ C − 1 by shape; 0 for G = 0.
+
+    Raises:
+        ValueError: As `factor`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> int(foliax.rank(lambda x: jnp.stack([x[0], x[1], 0 * x[0]]), jnp.zeros(784)))
+        2
+    """
+    return trace_and_rank(model, x, rtol=rtol, likelihood=likelihood, chunk=chunk)[1]
+
+
+def trace_and_rank(
+    model: Model,
+    x: ArrayLike,
+    *,
+    rtol: float | None = None,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+    chunk: int | None = None,
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return `trace` and `rank` from one factor: what training watches.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's units.
+        rtol: As in `rank`.
+        likelihood: The output distribution.
+        chunk: As in `factor`.
+
+    Returns:
+        Two scalars.
+
+    Raises:
+        ValueError: As `factor`.
+    """
+    a = factor(model, x, likelihood=likelihood, chunk=chunk)
+    return jnp.sum(a**2), count_rank(singular_values(a), num_rows=a.shape[0], rtol=rtol)
+
+
+def kl(
+    model: Model,
+    x: ArrayLike,
+    delta: ArrayLike,
+    *,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+) -> Float[Array, ""]:
+    """Return KL(p(·|x + δ) ‖ p(·|x)), in nats, summed without cancellation.
+
+    Equals ½ δᵀGδ + O(‖δ‖³) (`quadratic`); the slides leave out the ½.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's units.
+        delta: The displacement δ, of x's shape.
+        likelihood: The output distribution.
+
+    Returns:
+        A scalar ≥ 0.
+
+    Raises:
+        ValueError: As `matvec`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> round(float(foliax.kl(model, jnp.zeros(1), jnp.full(1, 0.1))), 6)
+        0.001248
+    """
+    x = as_point(x)
+    delta = as_tangent(delta, x, name="delta")
+    logits, _ = pullback(model, x, likelihood)
+    moved = model(x + delta.astype(x.dtype)).astype(logits.dtype)
+    return likelihood.kl(logits, moved - logits)
+
+
+def quadratic(
+    model: Model,
+    x: ArrayLike,
+    delta: ArrayLike,
+    *,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+) -> Float[Array, ""]:
+    """Return ½ δᵀ G(x, w) δ, the second-order term of `kl`.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's units.
+        delta: The displacement δ, of x's shape.
+        likelihood: The output distribution.
+
+    Returns:
+        A scalar ≥ 0, in nats.
+
+    Raises:
+        ValueError: As `matvec`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> round(float(foliax.quadratic(model, jnp.zeros(1), jnp.full(1, 0.1))), 6)
+        0.00125
+    """
+    x = as_point(x)
+    delta = as_tangent(delta, x, name="delta")
+    logits, pull = pullback(model, x, likelihood)
+    weights, rows = likelihood.factor(logits)
+    seen = weights * dot(rows, pushforward(pull, logits, delta.ravel().astype(logits.dtype)))
+    return jnp.sum(seen**2) / 2
+
+
+def singular_values(a: Float[Array, "r n"]) -> Float[Array, " m"]:
+    """Return the min(r, n) singular values of a wide matrix, descending, through its triangle."""
+    return jnp.linalg.svd(jnp.linalg.qr(a.T, mode="r"), compute_uv=False)
+
+
+def default_rtol(num_rows: int, dtype: jnp.dtype) -> float:
+    """Return (10 · C · eps)², C = num_rows + 1: below it an eigenvalue is held for rounding."""
+    return float(10 * (num_rows + 1) * jnp.finfo(working_dtype(dtype)).eps) ** 2
+
+
+def count_rank(
+    s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None
+) -> Int[Array, ""]:
+    """Count the singular values with s² > rtol · s_1²."""
+    return jnp.sum(counted(s, num_rows=num_rows, rtol=rtol), dtype=jnp.int32)
+
+
+def counted(s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None) -> Array:
+    """Mark the singular values with s² > rtol · s_1², compared without squaring."""
+    if rtol is None:
+        rtol = default_rtol(num_rows, s.dtype)
+    return s > jnp.sqrt(jnp.asarray(rtol, s.dtype)) * jnp.max(s, initial=0)
+
+
+def _check_k(k: int | None, most: int) -> int:
+    if k is None:
+        return most
+    if not isinstance(k, int) or not 1 <= k <= most:
+        raise ValueError(f"k must be a whole number from 1 to min(n, C - 1) = {most}, got {k!r}")
+    return k

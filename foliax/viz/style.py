@@ -1,0 +1,69 @@
+"""What all pictures share: colours, type, ground, and how a file comes into its place."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+INK, SOFT, PAPER, GRID = "#22262b", "#5c646d", "#f7f7f4", "#d5d7d6"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE: Any = {
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "font.family": "DejaVu Sans",
+}
+
+
+@contextmanager
+def figure(path: str | os.PathLike, width: float, height: float) -> Iterator[Figure]:
+    """Give a figure in the house style, and write it when the block ends without an error."""
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(figsize=(width, height))
+        yield drawn
+        written(path, lambda stream: drawn.savefig(stream, format="png"))
+
+
+def written(path: str | os.PathLike, save: Callable[[Any], None]) -> Path:
+    """Write beside the target, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            save(stream)
+        os.chmod(name, 0o644)  # mkstemp makes private files
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,83 @@
+"""The public face: what an import loads, what is public, and that it is documented and checked."""
+
+import importlib.metadata
+import inspect
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+import foliax
+from foliax._inputs import pull_rows
+from foliax.foliation import RowSpace
+
+HEAVY = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "sklearn",
+         "skimage", "torch", "tyro")  # fmt: skip
+PUBLIC = sorted(
+    name
+    for name, value in vars(foliax).items()
+    if not name.startswith("_") and getattr(value, "__module__", "").startswith("foliax.")
+)
+
+
+def in_a_fresh_process(script):
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_an_import_loads_no_heavy_package():
+    loaded = in_a_fresh_process(
+        "import foliax, json, sys; print(json.dumps([m.split('.')[0] for m in sys.modules]))"
+    )
+    assert "diffrax" in loaded  # the process did import
+    assert not set(loaded) & set(HEAVY)
+
+
+def test_the_zoo_and_the_pictures_are_there_on_demand():
+    assert {"zoo", "viz"} <= set(dir(foliax))
+    with pytest.raises(AttributeError, match="module 'foliax' has no attribute 'zoology'"):
+        foliax.zoology  # noqa: B018
+
+
+def test_version_is_that_of_the_metadata():
+    assert foliax.__version__ == importlib.metadata.version("foliax")
+
+
+def test_public_names():
+    assert set(PUBLIC) >= {
+        "Box", "Categorical", "Eigen", "Frame", "Path", "Status", "dimension", "drift", "eigh",
+        "factor", "frame", "kl", "matrix", "matvec", "project_kernel", "project_leaf", "quadratic",
+        "rank", "trace", "walk",
+    }  # fmt: skip
+    assert len(PUBLIC) <= 30  # a face that can still be read in one look
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_documented(name):
+    value = getattr(foliax, name)
+    text = inspect.getdoc(value)
+    assert text.split("\n")[0].endswith((".", ".]"))
+    if not inspect.isfunction(value):
+        return
+    assert "Args:" in text
+    assert "Returns:" in text
+    assert ">>> " in text
+    parameters = inspect.signature(value).parameters
+    for parameter in parameters:
+        assert f"\n    {parameter}: " in text, parameter
+    # What is not the model or a point is an option, said by its name.
+    positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert len(positional) <= 3
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+
+
+def test_shapes_in_signatures_are_checked_in_this_suite():
+    with pytest.raises(jaxtyping.TypeCheckError, match="rows"):
+        pull_rows(lambda u: u, jnp.zeros(3), None)
+    with pytest.raises(jaxtyping.TypeCheckError, match="k"):
+        RowSpace.of(jnp.zeros((2, 3), int))
