@@ -26,8 +26,12 @@ from foliax.data_matrix import trace as trace
 from foliax.domain import Box as Box
 from foliax.estimate import Estimate as Estimate
 from foliax.estimate import trace_estimate as trace_estimate
+from foliax.flow import Foot as Foot
 from foliax.flow import drift as drift
+from foliax.flow import drifts as drifts
+from foliax.flow import foot as foot
 from foliax.flow import walk as walk
+from foliax.flow import walks as walks
 from foliax.foliation import Frame as Frame
 from foliax.foliation import dimension as dimension
 from foliax.foliation import frame as frame

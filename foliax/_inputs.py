@@ -5,6 +5,7 @@ type-checker's report. All of them rest on shapes and dtypes alone: they cost no
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, TypeVar
 
 import jax
@@ -138,7 +139,7 @@ def pull_rows(
 
 def check_chunk(chunk: int | None) -> None:
     """Refuse a chunk that is neither None nor a positive whole number."""
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+    if chunk is not None and (not isinstance(chunk, Integral) or chunk < 1):
         raise ValueError(f"chunk must be None or a whole number of rows >= 1, got {chunk!r}")
 
 
@@ -154,15 +155,16 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
-def check_positive(value: Any, *, name: str) -> None:
-    """Refuse a number <= 0 or NaN where it is concrete; a traced one cannot be looked at."""
+def check_positive(value: Any, *, name: str, or_zero: bool = False) -> None:
+    """Refuse what is not a finite number > 0 where it is concrete; a tracer passes."""
     if is_traced(value):
         return
-    if not jnp.ndim(value) == 0 or not value > 0:
-        raise ValueError(f"{name} must be a number > 0, got {value!r}")
+    if jnp.ndim(value) == 0 and (value > 0 or (or_zero and value == 0)) and value < float("inf"):
+        return
+    raise ValueError(f"{name} must be a finite number {'>=' if or_zero else '>'} 0, got {value!r}")
 
 
-def check_count(value: Any, *, name: str) -> None:
-    """Refuse what is not a static whole number >= 1: it sets the shape of the result."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+def check_count(value: Any, *, name: str, least: int = 1) -> None:
+    """Refuse what is not a static whole number >= least: it sets the shape of the result."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")

@@ -7,8 +7,8 @@ pixels allows.
 
 from collections.abc import Callable
 
+import equinox.internal as eqxi
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from foliax._inputs import dot
@@ -16,7 +16,10 @@ from foliax.domain import Box
 from foliax.foliation import RowSpace, least_norm
 
 _MAX_HOLDS = 6
-_MAX_CORRECTIONS = 3  # one forward pass each
+_MAX_CORRECTIONS = 4  # one forward pass each
+_MAX_ATTEMPTS = 4
+_SHORTEN = 4.0
+_TOLERANCE = 1e-4  # of the conserved contrasts of the logits: half of it at most shows in p
 
 
 def free_direction(
@@ -36,32 +39,71 @@ def free_direction(
     def blocked(u: Array) -> Bool[Array, " n"]:
         return (at_lower & (u < 0)) | (at_upper & (u > 0))
 
-    def hold(free: Array, u: Array) -> tuple[Array, Array]:
+    def hold(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        free, u = carry
         free = free & ~blocked(u)
         return free, _kernel_part(space, v, free)
 
-    free, u = _repeat_while(lambda _, u: jnp.any(blocked(u)), hold, (free, u), _MAX_HOLDS)
+    free, u = eqxi.while_loop(
+        lambda carry: jnp.any(blocked(carry[1])),
+        hold,
+        (free, u),
+        max_steps=_MAX_HOLDS,
+        kind="checkpointed",  # reverse mode can cross it, and under vmap it stops with the last
+    )
     return jnp.where(blocked(u), 0, u)
 
 
 def onto_level_set(
     space: RowSpace,
     defect: Callable[[Float[Array, " n"]], Float[Array, " r"]],
+    start: Float[Array, " n"],
+    moved: Float[Array, " n"],
+    box: Box | None,
+    resolution: Float[Array, ""],
+) -> Float[Array, " n"]:
+    """Return the end of a step from `start` to `moved`, brought back onto the level set of p.
+
+    `defect` gives the contrasts H (s(x) − s(first point)), which the leaf conserves. Where they
+    cannot be brought within the tolerance the step is shortened, at last to nothing.
+    """
+    tolerance = _TOLERANCE + 4 * resolution
+
+    def attempt(carry: tuple) -> tuple:
+        scale, _, _ = carry
+        end, left = _chord(space, defect, start + scale * (moved - start), box, resolution)
+        return scale / _SHORTEN, end, left
+
+    first = (jnp.ones_like(resolution), start, jnp.full_like(resolution, jnp.inf))
+    _, end, left = eqxi.while_loop(
+        lambda carry: carry[2] > tolerance,
+        attempt,
+        first,
+        max_steps=_MAX_ATTEMPTS,
+        kind="checkpointed",
+    )
+    # A defect that is not a number is for the caller to see.
+    return jnp.where(left > tolerance, start, end)
+
+
+def _chord(
+    space: RowSpace,
+    defect: Callable[[Float[Array, " n"]], Float[Array, " r"]],
     x: Float[Array, " n"],
     box: Box | None,
-) -> Float[Array, " n"]:
-    """Return a point near x with the contrasts of the start, by chord iterations inside the box.
+    resolution: Float[Array, ""],
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    """Return the best point met by chord iterations inside the box, and its defect.
 
-    `defect` gives H (s(x) − s(start)). The Jacobian is the one behind `space`, from before the
-    step: one forward pass an iteration instead of C passes. The best point met is returned, since
-    a chord may also lead away where the Jacobian has jumped.
+    The Jacobian is the one behind `space`, from before the step: one forward pass an iteration
+    instead of C passes. A chord may also lead away, where the Jacobian has jumped.
     """
-    tolerance = 8 * jnp.finfo(x.dtype).eps
 
     def size(d: Array) -> Array:
         return jnp.max(jnp.abs(d))
 
-    def correct(x: Array, d: Array, best: Array, least: Array) -> tuple[Array, ...]:
+    def correct(carry: tuple) -> tuple:
+        x, d, best, least = carry
         inside = jnp.ones_like(x, bool) if box is None else (x > box.lower) & (x < box.upper)
         # K u = −d, said in the basis: B u = −inverse d.
         moved = x - least_norm(space.basis * inside, dot(space.inverse, d))
@@ -72,28 +114,14 @@ def onto_level_set(
 
     x = x if box is None else box.clip(x)
     d = defect(x)
-    start = (x, d, x, size(d))
-
-    def unsettled(x: Array, d: Array, best: Array, least: Array) -> Array:
-        del x, best, least
-        return size(d) > tolerance
-
-    return _repeat_while(unsettled, correct, start, _MAX_CORRECTIONS)[2]
-
-
-def _repeat_while(
-    condition: Callable[..., Array], body: Callable[..., tuple], carry: tuple, most: int
-) -> tuple:
-    """Apply body while the condition holds, `most` times at most.
-
-    Written as a loop of known length, which reverse mode can cross; a lane that is done skips the
-    work (under vmap, all lanes do it until the loop ends).
-    """
-
-    def turn(_: Array, carry: tuple) -> tuple:
-        return lax.cond(condition(*carry), body, lambda *kept: kept, *carry)
-
-    return lax.fori_loop(0, most, turn, carry)
+    _, _, best, least = eqxi.while_loop(
+        lambda carry: size(carry[1]) > resolution,
+        correct,
+        (x, d, x, size(d)),
+        max_steps=_MAX_CORRECTIONS,
+        kind="checkpointed",
+    )
+    return best, least
 
 
 def _kernel_part(

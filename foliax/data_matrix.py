@@ -6,6 +6,7 @@ Everything here goes through the factor A = Lᵀ J with S = L Lᵀ (C − 1 rows
 `matvec` and `quadratic`, through products with J alone. Only `matrix` forms n × n.
 """
 
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -277,7 +278,7 @@ def rank(
         chunk: As in `factor`.
 
     Returns:
-        An int32 scalar, ≤ C − 1 by shape; 0 for G = 0.
+        An int32 scalar, ≤ C − 1 by shape; 0 for G = 0, −1 where the factor is not finite.
 
     Raises:
         ValueError: As `factor`.
@@ -404,8 +405,9 @@ def default_rtol(num_rows: int, dtype: jnp.dtype) -> float:
 def count_rank(
     s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None
 ) -> Int[Array, ""]:
-    """Count the singular values with s² > rtol · s_1²."""
-    return jnp.sum(counted(s, num_rows=num_rows, rtol=rtol), dtype=jnp.int32)
+    """Count the singular values with s² > rtol · s_1²; −1 where they are not numbers."""
+    count = jnp.sum(counted(s, num_rows=num_rows, rtol=rtol), dtype=jnp.int32)
+    return jnp.where(jnp.all(jnp.isfinite(s)), count, -1)
 
 
 def counted(s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None) -> Array:
@@ -418,6 +420,6 @@ def counted(s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None) 
 def _check_k(k: int | None, most: int) -> int:
     if k is None:
         return most
-    if not isinstance(k, int) or not 1 <= k <= most:
+    if not isinstance(k, Integral) or not 1 <= k <= most:
         raise ValueError(f"k must be a whole number from 1 to min(n, C - 1) = {most}, got {k!r}")
-    return k
+    return int(k)

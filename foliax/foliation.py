@@ -22,7 +22,7 @@ from foliax._inputs import (
     pull_rows,
     pullback,
 )
-from foliax.data_matrix import counted
+from foliax.data_matrix import count_rank, counted, singular_values
 from foliax.likelihood import Categorical, Likelihood
 
 __all__ = ["Frame", "RowSpace", "dimension", "frame", "project_kernel", "project_leaf"]
@@ -188,7 +188,7 @@ def dimension(
         chunk: How many rows are pulled back at once; None for all.
 
     Returns:
-        An int32 scalar, ≤ min(n, C − 1).
+        An int32 scalar, ≤ min(n, C − 1); −1 where the Jacobian is not finite.
 
     Raises:
         ValueError: As `frame`.
@@ -200,9 +200,9 @@ def dimension(
         >>> int(foliax.dimension(confident, jnp.zeros(784)))
         2
     """
-    return jnp.sum(
-        frame(model, x, rtol=rtol, likelihood=likelihood, chunk=chunk).mask, dtype=jnp.int32
-    )
+    check_chunk(chunk)
+    _, k = contrast_jacobian(model, as_point(x), likelihood, chunk)
+    return count_rank(singular_values(k), num_rows=k.shape[0], rtol=rtol)
 
 
 def project_leaf(

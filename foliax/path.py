@@ -12,7 +12,8 @@ class Status(enum.IntEnum):
     Attributes:
         arrived: Within `arrival` of the target.
         completed: A drift ran all its steps.
-        stalled: The distribution holds (nearly) nothing of the direction any more: the foot.
+        stalled: The distribution holds (nearly) nothing of the direction any more, or the
+            velocity turned round: the foot, or the farthest point.
         out_of_steps: `max_steps` were not enough.
         boundary: The domain leaves no direction to go on in.
         invalid: x, the target or the model's output is not finite.

@@ -109,10 +109,10 @@ def test_k_out_of_range(k):
 
 
 BAD_OPTIONS = [
-    ({"step": 0.0}, r"step must be a number > 0, got 0\.0"),
-    ({"step": -0.1}, "step must be a number > 0"),
-    ({"step": float("nan")}, "step must be a number > 0, got nan"),
-    ({"step": jnp.array([0.1, 0.2])}, "step must be a number > 0"),
+    ({"step": 0.0}, r"step must be a finite number > 0, got 0\.0"),
+    ({"step": -0.1}, "step must be a finite number > 0"),
+    ({"step": float("nan")}, "step must be a finite number > 0, got nan"),
+    ({"step": jnp.array([0.1, 0.2])}, "step must be a finite number > 0"),
     ({"max_steps": 0}, "max_steps must be a whole number >= 1, got 0"),
     ({"max_steps": 80_001}, "max_steps must be at most 80000, got 80001; chain"),
     ({"save_every": 0}, "save_every must be a whole number >= 1, got 0"),

@@ -1,0 +1,394 @@
+"""One walk as an ODE for diffrax: what a state carries, how it steps, when it ends.
+
+Time counts steps. The state carries what was seen at the current point (logits, velocity, the row
+space of the contrast Jacobian), so that with Euler one Jacobian a step gives the velocity, the
+measurements kept in the path, the stopping rules and the correction back onto the leaf.
+"""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from foliax._inputs import dot
+from foliax._level_set import free_direction, onto_level_set
+from foliax.domain import Box
+from foliax.foliation import RowSpace, contrast_jacobian
+from foliax.path import Path, Status
+
+_RUNNING = -1.0
+_REVERSAL = 0.9  # cosine, negative: a step back along the last one
+_NUMBERS = (
+    "steps", "distance", "tangent_fraction", "drift", "dimension", "box_excess", "leaf_defect",
+)  # fmt: skip
+
+
+class Plan(eqx.Module):
+    """What a compiled walk depends on besides arrays."""
+
+    toward: bool = eqx.field(static=True)
+    along: str = eqx.field(static=True)
+    published: bool = eqx.field(static=True)
+    gradient: bool = eqx.field(static=True)  # speed ‖P d‖ instead of 1
+    kicks: int = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+    save_every: int = eqx.field(static=True)
+
+
+class Scene(eqx.Module):
+    """Everything that stays fixed during one walk; points are flat, in the working dtype."""
+
+    model: Any
+    likelihood: Any
+    box: Box | None
+    start: Float[Array, " n"]
+    goal: Float[Array, " n"]  # the target, or the direction
+    start_logits: Any  # (C,), once the integration has begun
+    step: Float[Array, ""]
+    arrival: Float[Array, ""]
+    stall: Float[Array, ""]
+    kick: Float[Array, ""]
+    key: Array | None
+    plan: Plan
+    shape: tuple[int, ...] = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)  # the caller's, in which the model is called
+
+    def shaped(self, x: Float[Array, " n"]) -> Float[Array, "..."]:
+        return x.astype(self.dtype).reshape(self.shape)
+
+    def direction(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        return self.goal - x if self.plan.toward else self.goal
+
+    def resolution(self) -> Float[Array, ""]:
+        """Return how finely the logits of this model resolve."""
+        eps = max(jnp.finfo(self.dtype).eps, jnp.finfo(self.start.dtype).eps)
+        return 4 * eps * (1 + jnp.max(jnp.abs(self.start_logits)))
+
+    def defect(self, logits: Float[Array, " c"]) -> Float[Array, " r"]:
+        contrasts = self.likelihood.contrasts(logits)
+        return dot(contrasts, logits - self.start_logits)
+
+
+class _State(eqx.Module):
+    """The point, what is seen from it, and the story so far. All floats: diffrax integrates it."""
+
+    x: Float[Array, " n"]
+    logits: Float[Array, " c"]
+    space: RowSpace
+    velocity: Float[Array, " n"]  # per step
+    tangent_fraction: Float[Array, ""]
+    distance: Float[Array, ""]
+    moved: Float[Array, ""]  # by the last step
+    off_leaf: Float[Array, ""]
+    best: Float[Array, " n"]
+    least: Float[Array, ""]
+    num_steps: Float[Array, ""]
+    kicks_left: Float[Array, ""]
+    status: Float[Array, ""]
+
+
+@eqx.filter_jit
+def integrate(scene: Scene, solver: Any, controller: Any, adjoint: Any) -> Path:
+    """Integrate one walk: compiled once per model structure, shapes and plan."""
+    plan, dtype = scene.plan, scene.start.dtype
+    logits = scene.model(scene.shaped(scene.start)).astype(dtype)
+    scene = eqx.tree_at(lambda s: s.start_logits, scene, logits, is_leaf=lambda leaf: leaf is None)
+    first = _first(scene)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(_rate),
+        LeafStepper(solver),
+        t0=jnp.zeros((), dtype),
+        t1=jnp.asarray(plan.max_steps, dtype),
+        dt0=jnp.ones((), dtype),
+        y0=first,
+        args=scene,
+        saveat=diffrax.SaveAt(
+            subs={
+                "rows": diffrax.SubSaveAt(t0=True, steps=plan.save_every, fn=_row),
+                "end": diffrax.SubSaveAt(t1=True, fn=_whole),
+            }
+        ),
+        stepsize_controller=_on_points(controller),
+        event=diffrax.Event(_has_ended),
+        adjoint=adjoint,
+        max_steps=plan.max_steps,
+        throw=False,
+    )
+    kept: Any = solution.ys
+    return _path(scene, jax.tree.map(lambda leaf: leaf[0], kept["end"]), kept["rows"])
+
+
+class LeafStepper(diffrax.AbstractSolver):
+    """A diffrax solver's step of the point, then the box or the level set, then a look around.
+
+    The point moves by the wrapped solver; each accepted state is corrected and looked at anew, so
+    a solver that would reuse its last stage (FSAL) is told that the point has jumped.
+    """
+
+    solver: diffrax.AbstractSolver
+    term_structure = diffrax.AbstractTerm
+    interpolation_cls = diffrax.LocalLinearInterpolation
+
+    def order(self, terms):
+        return self.solver.order(terms)
+
+    def error_order(self, terms):
+        return self.solver.error_order(terms)
+
+    def init(self, terms, t0, t1, y0, args):
+        del terms, t0, t1, y0, args
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del terms, solver_state, made_jump
+        moved, error, result = self._move(t0, t1, y0, args)
+        y1 = _look(args, _corrected(args, y0, moved), y0)
+        if error is not None:
+            error = eqx.tree_at(lambda s: s.x, _still(y0), error)
+        return y1, error, {"y0": y0, "y1": y1}, None, result
+
+    def _move(self, t0, t1, y0, scene):
+        if type(self.solver) is diffrax.Euler:  # its one stage is the velocity seen already
+            return y0.x + (t1 - t0) * y0.velocity, None, diffrax.RESULTS.successful
+
+        def rate(t: Any, x: Array, args: Any) -> Array:
+            del t, args
+            return _velocity(scene, x, *_seen(scene, x)[1:])[0]
+
+        term = diffrax.ODETerm(rate)
+        state = self.solver.init(term, t0, t1, y0.x, None)
+        moved, error, _, _, result = self.solver.step(term, t0, t1, y0.x, None, state, True)
+        return moved, error, result
+
+
+def _on_points(controller: Any) -> Any:
+    """Let an adaptive controller measure errors on the point alone."""
+    if not hasattr(controller, "norm"):
+        return controller
+    norm = controller.norm
+    return eqx.tree_at(lambda c: c.norm, controller, lambda error: norm(error.x))
+
+
+def _rate(t: Any, state: _State, scene: Scene) -> _State:
+    """Return d(state)/dt: only the point moves by itself."""
+    del t, scene
+    return eqx.tree_at(lambda s: s.x, _still(state), state.velocity)
+
+
+def _still(state: _State) -> _State:
+    """Return a rate, or an error, of zero."""
+    still = jax.tree.map(jnp.zeros_like, eqx.filter(state, eqx.is_inexact_array))
+    return eqx.combine(still, state)
+
+
+def _corrected(scene: Scene, state: _State, moved: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Return the point after the box and the level set have had their say."""
+    plan, box = scene.plan, scene.box
+    if plan.published:
+        return moved if box is None else box.clip(moved)
+    if plan.along == "leaf":
+        return moved
+
+    def defect(x: Array) -> Array:
+        return scene.defect(scene.model(scene.shaped(x)).astype(x.dtype))
+
+    return onto_level_set(state.space, defect, state.x, moved, box, scene.resolution())
+
+
+def _look(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
+    """Return the state at x, one step after `before`; `before` itself if it had ended."""
+    after = _measure(scene, x, before)
+    finite = jnp.isfinite(after.distance) & jnp.all(jnp.isfinite(after.logits))
+    finite &= jnp.all(jnp.isfinite(after.velocity))
+    first, ended = before.num_steps < 0, before.status != _RUNNING
+    # The last finite point stays; at the start there is none, and what was seen is shown.
+    kept = jax.tree.map(lambda a, b: jnp.where(finite | first, a, b), after, before)
+    status = jnp.where(finite, after.status, Status.invalid).astype(after.status.dtype)
+    kept = eqx.tree_at(lambda s: s.status, kept, status)
+    return jax.tree.map(lambda a, b: jnp.where(ended, a, b), before, kept)
+
+
+def _first(scene: Scene) -> _State:
+    """Return the state at the start."""
+    x, zero = scene.start, jnp.zeros((), scene.start.dtype)
+    num_rows = scene.likelihood.contrasts(scene.start_logits).shape[0]
+    m = min(num_rows, x.size)
+    nothing = RowSpace(
+        jnp.zeros((m, x.size), x.dtype), jnp.zeros((m, num_rows), x.dtype), jnp.zeros(m, bool)
+    )
+    blank = _State(
+        x=x, logits=scene.start_logits, space=nothing, velocity=jnp.zeros_like(x),
+        tangent_fraction=zero, distance=zero, moved=zero, off_leaf=zero, best=x,
+        least=zero + jnp.inf, kicks_left=zero + scene.plan.kicks,
+        num_steps=zero - 1, status=zero + _RUNNING,
+    )  # fmt: skip
+    state = _look(scene, x, blank)
+    return eqx.tree_at(lambda s: s.num_steps, state, zero)
+
+
+def _measure(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
+    """Look at the model at x: one Jacobian."""
+    plan = scene.plan
+    logits, k, space = _seen(scene, x)
+    velocity, fraction, whole = _velocity(scene, x, k, space)
+    distance = whole if plan.toward else _norm(x - scene.start)
+    moved = x - before.x
+    state = _State(
+        x=x,
+        logits=logits,
+        space=space,
+        velocity=velocity,
+        tangent_fraction=fraction,
+        distance=distance,
+        moved=_norm(moved),
+        off_leaf=before.off_leaf + _norm(moved - before.space.project(moved)),
+        best=jnp.where(distance < before.least, x, before.best) if plan.toward else x,
+        least=jnp.minimum(distance, before.least),
+        num_steps=before.num_steps + 1,
+        kicks_left=before.kicks_left,
+        status=before.status,
+    )
+    verdict = _verdict(scene, state, turned=_turned_back(velocity, before.velocity))
+    state = eqx.tree_at(lambda s: s.status, state, verdict)
+    return _kicked(scene, state) if plan.kicks else state
+
+
+def _seen(scene: Scene, x: Float[Array, " n"]) -> tuple[Array, Array, RowSpace]:
+    """Return logits, contrast Jacobian and its row space at x."""
+    logits, k = contrast_jacobian(scene.model, scene.shaped(x), scene.likelihood, None)
+    logits, k = logits.astype(x.dtype), k.astype(x.dtype)
+    return logits, k, RowSpace.of(k)
+
+
+def _velocity(
+    scene: Scene, x: Array, k: Array, space: RowSpace
+) -> tuple[Float[Array, " n"], Float[Array, ""], Float[Array, ""]]:
+    """Return the velocity per step, the tangent fraction, and the length of the direction."""
+    plan = scene.plan
+    direction = scene.direction(x)
+    if plan.along == "leaf":
+        along = space.project_through(k, direction)
+    elif plan.published:
+        along = direction - space.project_through(k, direction)
+    else:
+        along = free_direction(space.through(k), direction, x, scene.box)
+    length, whole = _norm(along), _norm(direction)
+    unit = scene.step / jnp.where(length > 0, length, 1)
+    if plan.gradient:
+        speed = scene.step
+    elif plan.toward and not plan.published:
+        speed = jnp.minimum(unit, 1)  # no farther than the foot
+    else:
+        speed = unit
+    return along * speed, length / jnp.where(whole > 0, whole, 1), whole
+
+
+def _verdict(scene: Scene, state: _State, turned: Array) -> Float[Array, ""]:
+    """Return the status at a point: an end, or running."""
+    plan, box = scene.plan, scene.box
+    code = jnp.full_like(state.status, _RUNNING)
+    if plan.published:
+        arrived = plan.toward & (state.distance <= scene.arrival)
+        return jnp.where(arrived, Status.arrived, code).astype(code.dtype)
+    # Rounding of a projection leaves eps of a vector: no direction to follow. A velocity that
+    # turns round has passed the point where there is none.
+    ended = state.tangent_fraction <= 16 * jnp.finfo(state.x.dtype).eps
+    if not plan.kicks:
+        ended |= turned
+    end = Status.stalled
+    if plan.along == "kernel":  # or no step, however short, stayed on the level set
+        ended |= (state.num_steps > 0) & (state.moved <= 0)
+        if box is not None:
+            touches = jnp.any((state.x <= box.lower) | (state.x >= box.upper))
+            end = jnp.where(touches, Status.boundary, Status.stalled)
+    code = jnp.where(ended, end, code)
+    if plan.toward:
+        code = jnp.where(state.tangent_fraction < scene.stall, Status.stalled, code)
+        code = jnp.where(state.distance <= scene.arrival, Status.arrived, code)
+    return code.astype(state.status.dtype)
+
+
+def _turned_back(velocity: Float[Array, " n"], before: Float[Array, " n"]) -> Array:
+    """Tell whether the velocity has turned (nearly) round."""
+    return jnp.vdot(velocity, before) < -_REVERSAL * _norm(velocity) * _norm(before)
+
+
+def _kicked(scene: Scene, state: _State) -> _State:
+    """Send a stalled walk on, by a random displacement inside D, while it has kicks left."""
+    assert scene.key is not None
+    again = (state.status == Status.stalled) & (state.kicks_left > 0)
+    key = jax.random.fold_in(scene.key, state.kicks_left.astype(jnp.int32))
+    random = state.space.project(jax.random.normal(key, state.x.shape, state.x.dtype))
+    length = _norm(random)
+    kick = random * scene.kick / jnp.where(length > 0, length, 1)
+    sent = (kick, state.kicks_left - 1, jnp.full_like(state.status, _RUNNING))
+    kept = (state.velocity, state.kicks_left, state.status)
+    chosen = jax.tree.map(lambda a, b: jnp.where(again, a, b), sent, kept)
+    return eqx.tree_at(lambda s: (s.velocity, s.kicks_left, s.status), state, chosen)
+
+
+def _has_ended(t: Any, state: _State, scene: Scene, **_: Any) -> Array:
+    """Tell diffrax to stop."""
+    del t, scene
+    return state.status != _RUNNING
+
+
+def _whole(t: Any, state: _State, scene: Scene) -> _State:
+    """Keep the last state entire."""
+    del t, scene
+    return state
+
+
+def _row(t: Any, state: _State, scene: Scene) -> dict[str, Array]:
+    """Return what a path keeps of a state; the single numbers are packed, in `_NUMBERS`' order."""
+    del t
+    box, probabilities = scene.box, scene.likelihood.probabilities
+    change = probabilities(state.logits) - probabilities(scene.start_logits)
+    defect = state.off_leaf
+    if scene.plan.along == "kernel":
+        defect = jnp.max(jnp.abs(scene.defect(state.logits)))
+    numbers = {
+        "steps": state.num_steps,
+        "distance": state.distance,
+        "tangent_fraction": state.tangent_fraction,
+        "drift": jnp.max(jnp.abs(change)),
+        "dimension": jnp.sum(state.space.mask, dtype=state.x.dtype),
+        "box_excess": jnp.zeros_like(state.distance) if box is None else box.excess(state.x),
+        "leaf_defect": defect,
+    }
+    packed = jnp.stack([numbers[name] for name in _NUMBERS])
+    return {"points": state.x, "logits": state.logits, "numbers": packed}
+
+
+def _path(scene: Scene, last: _State, rows: dict[str, Array]) -> Path:
+    """Fill the rows past the end and name the end."""
+    plan = scene.plan
+    num_rows = 1 + plan.max_steps // plan.save_every
+    saved = (jnp.arange(num_rows) * plan.save_every <= last.num_steps)[:, None]
+    final = _row(0.0, last, scene)
+    table = {name: jnp.where(saved, rows[name][:num_rows], final[name]) for name in final}
+    numbers = dict(zip(_NUMBERS, table["numbers"].T, strict=True))
+    for name in ("steps", "dimension"):
+        numbers[name] = numbers[name].astype(jnp.int32)
+    ran_out = Status.out_of_steps if plan.toward else Status.completed
+    status = jnp.where(last.status == _RUNNING, ran_out, last.status).astype(jnp.int32)
+    return Path(
+        points=table["points"].reshape(num_rows, *scene.shape),
+        logits=table["logits"],
+        **numbers,
+        end=last.x.reshape(scene.shape),
+        best=last.best.reshape(scene.shape),
+        num_steps=last.num_steps.astype(jnp.int32),
+        status=status,
+    )
+
+
+def _norm(v: Float[Array, " n"]) -> Float[Array, ""]:
+    """Return ‖v‖, with gradient zero at v = 0."""
+    square = jnp.sum(v**2)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
