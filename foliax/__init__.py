@@ -40,6 +40,8 @@ from foliax.foliation import project_leaf as project_leaf
 from foliax.likelihood import Categorical as Categorical
 from foliax.path import Path as Path
 from foliax.path import Status as Status
+from foliax.stochastic import Brownian as Brownian
+from foliax.stochastic import brownian as brownian
 
 __version__ = importlib.metadata.version("foliax")
 

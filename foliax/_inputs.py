@@ -6,7 +6,7 @@ type-checker's report. All of them rest on shapes and dtypes alone: they cost no
 
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,8 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from foliax._types import Count, Model
 from foliax.likelihood import Likelihood
-
-Model = Callable[[Array], Array]
-Choice = TypeVar("Choice", bound=str)
 
 _HIGHEST = lax.Precision.HIGHEST  # on GPU and TPU a float32 product is not float32 otherwise
 
@@ -137,13 +135,13 @@ def pull_rows(
     return lax.map(pull, rows, batch_size=chunk)
 
 
-def check_chunk(chunk: int | None) -> None:
+def check_chunk(chunk: Count | None) -> None:
     """Refuse a chunk that is neither None nor a positive whole number."""
     if chunk is not None and (not isinstance(chunk, Integral) or chunk < 1):
         raise ValueError(f"chunk must be None or a whole number of rows >= 1, got {chunk!r}")
 
 
-def check_choice(value: str, *, name: str, choices: tuple[str, ...]) -> None:
+def check_choice(value: Any, *, name: str, choices: tuple[str, ...]) -> None:
     """Refuse a name that is not among the choices."""
     if value not in choices:
         listed = ", ".join(repr(c) for c in choices)

@@ -14,7 +14,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._inputs import Model, as_point, check_count, pullback
+from foliax._inputs import as_point, check_count, pullback
+from foliax._types import Count, Model
 from foliax.data_matrix import singular_values
 from foliax.foliation import RowSpace, contrast_jacobian
 from foliax.likelihood import Categorical, Likelihood
@@ -40,10 +41,10 @@ def involutivity(
     model: Model,
     x: ArrayLike,
     *,
-    pairs: int | None = None,
+    pairs: Count | None = None,
     atol: float | None = None,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Involutivity:
     """Measure how far D + [D, D] exceeds D at x.
 
@@ -100,7 +101,7 @@ def involutivity(
     return Involutivity(dimension, dimension + extra, relative)
 
 
-def _pairs(num_fields: int, pairs: int | None) -> Int[Array, "pairs 2"]:
+def _pairs(num_fields: int, pairs: Count | None) -> Int[Array, "pairs 2"]:
     if pairs is not None:
         check_count(pairs, name="pairs")
     every = list(itertools.combinations(range(num_fields), 2))

@@ -7,13 +7,12 @@ Everything here goes through the factor A = Lᵀ J with S = L Lᵀ (C − 1 rows
 """
 
 from numbers import Integral
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._inputs import (
-    Model,
     as_point,
     as_tangent,
     check_choice,
@@ -25,6 +24,7 @@ from foliax._inputs import (
     pushforward,
     working_dtype,
 )
+from foliax._types import Count, EighMethod, Model
 from foliax.estimate import lanczos
 from foliax.likelihood import Categorical, Likelihood
 
@@ -59,7 +59,7 @@ def factor(
     x: ArrayLike,
     *,
     likelihood: Likelihood = Categorical(),  # noqa: B008 (holds no state)
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Float[Array, "r n"]:
     """Return A, of C − 1 rows, with G(x, w) = AᵀA.
 
@@ -99,7 +99,7 @@ def matrix(
     x: ArrayLike,
     *,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Float[Array, "n n"]:
     """Return G(x, w) as a dense matrix; the only function that allocates n × n.
 
@@ -168,7 +168,7 @@ def trace(
     x: ArrayLike,
     *,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Float[Array, ""]:
     """Return trace G(x, w) = ‖A‖²_F, in nats per squared input unit.
 
@@ -196,12 +196,12 @@ def trace(
 def eigh(
     model: Model,
     x: ArrayLike,
-    k: int | None = None,
+    k: Count | None = None,
     *,
-    method: Literal["factor", "lanczos"] = "factor",
-    num_iterations: int | None = None,
+    method: EighMethod = "factor",
+    num_iterations: Count | None = None,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Eigen:
     """Return the leading eigenpairs of G(x, w).
 
@@ -262,7 +262,7 @@ def rank(
     *,
     rtol: float | None = None,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Int[Array, ""]:
     """Return the numerical rank of G(x, w): #{k : λ_k > rtol · λ_1}.
 
@@ -298,7 +298,7 @@ def trace_and_rank(
     *,
     rtol: float | None = None,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return `trace` and `rank` from one factor: what training watches.
 
@@ -417,7 +417,7 @@ def counted(s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None) 
     return s > jnp.sqrt(jnp.asarray(rtol, s.dtype)) * jnp.max(s, initial=0)
 
 
-def _check_k(k: int | None, most: int) -> int:
+def _check_k(k: Count | None, most: int) -> int:
     if k is None:
         return most
     if not isinstance(k, Integral) or not 1 <= k <= most:

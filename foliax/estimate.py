@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from foliax._inputs import Model, as_point, check_count, dot, pull_rows, pullback, pushforward
+from foliax._inputs import as_point, check_count, dot, pull_rows, pullback, pushforward
+from foliax._types import Count, Model
 from foliax.likelihood import Categorical, Likelihood
 
 __all__ = ["Estimate", "lanczos", "trace_estimate"]
@@ -29,9 +30,9 @@ def trace_estimate(
     x: ArrayLike,
     key: PRNGKeyArray | Array,
     *,
-    num_samples: int = 32,
+    num_samples: Count = 32,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Estimate:
     """Estimate trace G(x, w) from random combinations of the rows of the factor.
 

@@ -5,7 +5,7 @@ take many, in one compiled program.
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -15,7 +15,6 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._inputs import (
-    Model,
     as_point,
     as_tangent,
     check_choice,
@@ -25,16 +24,13 @@ from foliax._inputs import (
     working_dtype,
 )
 from foliax._stepper import Plan, Scene, integrate
+from foliax._types import Along, Count, Model, Scheme, Speed
 from foliax.domain import Box, check_box
 from foliax.foliation import project_leaf
 from foliax.likelihood import Categorical, Likelihood
 from foliax.path import Path
 
 __all__ = ["Foot", "drift", "drifts", "foot", "walk", "walks"]
-
-Along = Literal["leaf", "kernel"]
-Scheme = Literal["exact", "published"]
-Speed = Literal["unit", "gradient"]
 
 _MOST_STEPS = 80_000  # beyond, diffrax would round the last step of float32 time away
 
@@ -63,15 +59,15 @@ def walk(
     target: ArrayLike,
     *,
     along: Along = "leaf",
-    box: Box | None = None,
+    box: Any = None,  # a Box
     step: float | Array = 0.1,
-    max_steps: int = 5000,
-    save_every: int = 50,
+    max_steps: Count = 5000,
+    save_every: Count = 50,
     arrival: float | Array = 1.0,
     stall: float | Array = 0.01,
     scheme: Scheme = "exact",
     speed: Speed = "unit",
-    kicks: int = 0,
+    kicks: Count = 0,
     kick: float | Array = 1.0,
     key: Array | None = None,
     solver: diffrax.AbstractSolver = diffrax.Euler(),  # noqa: B008
@@ -146,10 +142,10 @@ def drift(
     direction: ArrayLike,
     *,
     along: Along = "leaf",
-    box: Box | None = None,
+    box: Any = None,  # a Box
     step: float | Array = 0.1,
-    max_steps: int = 1000,
-    save_every: int = 50,
+    max_steps: Count = 1000,
+    save_every: Count = 50,
     scheme: Scheme = "exact",
     solver: diffrax.AbstractSolver = diffrax.Euler(),  # noqa: B008
     controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),  # noqa: B008
@@ -212,9 +208,9 @@ def foot(
     start: ArrayLike,
     *,
     step: float | Array = 0.1,
-    max_steps: int = 1000,
-    stall: float | Array = 0.01,
-    restarts: int = 0,
+    max_steps: Count = 1000,
+    stall: float | Array = 1e-5,
+    restarts: Count = 0,
     spread: float | Array = 1.0,
     key: Array | None = None,
     likelihood: Likelihood = Categorical(),  # noqa: B008
@@ -286,7 +282,7 @@ def foot(
 
 
 def walks(
-    model: Model, xs: ArrayLike, targets: ArrayLike, *, block: int = 4, **options: Any
+    model: Model, xs: ArrayLike, targets: ArrayLike, *, block: Count = 4, **options: Any
 ) -> Path:
     """Walk many starts toward their targets, in one compiled program.
 
@@ -310,7 +306,7 @@ def walks(
 
 
 def drifts(
-    model: Model, xs: ArrayLike, directions: ArrayLike, *, block: int = 4, **options: Any
+    model: Model, xs: ArrayLike, directions: ArrayLike, *, block: Count = 4, **options: Any
 ) -> Path:
     """Drift from many starts, in one compiled program; see `walks`.
 

@@ -14,7 +14,6 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from foliax._inputs import (
-    Model,
     as_point,
     as_tangent,
     check_chunk,
@@ -22,6 +21,7 @@ from foliax._inputs import (
     pull_rows,
     pullback,
 )
+from foliax._types import Count, Model
 from foliax.data_matrix import count_rank, counted, singular_values
 from foliax.likelihood import Categorical, Likelihood
 
@@ -119,7 +119,7 @@ def _project_jvp(primals, tangents):
 
 
 def contrast_jacobian(
-    model: Model, x: Float[Array, "..."], likelihood: Likelihood, chunk: int | None = None
+    model: Model, x: Float[Array, "..."], likelihood: Likelihood, chunk: Count | None = None
 ) -> tuple[Float[Array, " c"], Float[Array, "r n"]]:
     """Return the logits and K = H J at x, from one forward and C − 1 reverse passes."""
     logits, pull = pullback(model, x, likelihood)
@@ -132,7 +132,7 @@ def frame(
     *,
     rtol: float | None = None,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Frame:
     """Return an orthonormal frame of D = (ker G)^⊥ = span{∇log p_i} at x.
 
@@ -174,7 +174,7 @@ def dimension(
     *,
     rtol: float | None = None,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Int[Array, ""]:
     """Return dim D: the number of singular values of H J with s² > rtol · s_1².
 
@@ -211,7 +211,7 @@ def project_leaf(
     v: ArrayLike,
     *,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Float[Array, "..."]:
     """Return the orthogonal projection of v on D: the part tangent to the data leaf through x.
 
@@ -250,7 +250,7 @@ def project_kernel(
     v: ArrayLike,
     *,
     likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Float[Array, "..."]:
     """Return the orthogonal projection of v on ker G: the part along which p does not change.
 
