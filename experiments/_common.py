@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import foliax
 
 SIGNIFICANT = 6  # digits kept in JSON: what float32 can repeat
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
-_WALK_OPTIONS = ("along", "scheme", "step", "max_steps", "save_every", "block")
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -99,35 +97,18 @@ def _revision() -> str | None:
 # --- populations -------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=(*_WALK_OPTIONS, "arrival", "stall"))
-def _walks(model, xs, targets, box, *, block, **options):
-    def one(pair):
-        return foliax.walk(model, *pair, box=box, **options)
-
-    return jax.lax.map(one, (xs, targets), batch_size=block)
-
-
-@partial(jax.jit, static_argnames=_WALK_OPTIONS)
-def _drifts(model, xs, directions, box, *, block, **options):
-    def one(pair):
-        return foliax.drift(model, *pair, box=box, **options)
-
-    return jax.lax.map(one, (xs, directions), batch_size=block)
-
-
 def walks(model: Any, xs: Any, targets: Any, box: Any, *, block: int = 16, **options) -> Any:
-    """Walk many pairs in one compiled program; `options` are those of `foliax.walk`.
-
-    Blocks, because a block walks until its slowest pair has stopped.
-    """
-    found = _walks(model, jnp.asarray(xs), jnp.asarray(targets), box, block=block, **options)
-    return jax.tree.map(np.asarray, found)
+    """Walk many pairs in one compiled program, to numpy; `options` are those of `foliax.walk`."""
+    return jax.tree.map(
+        np.asarray, foliax.walks(model, xs, targets, box=box, block=block, **options)
+    )
 
 
 def drifts(model: Any, xs: Any, directions: Any, box: Any, *, block: int = 16, **options) -> Any:
     """Drift many points in one compiled program; `options` are those of `foliax.drift`."""
-    found = _drifts(model, jnp.asarray(xs), jnp.asarray(directions), box, block=block, **options)
-    return jax.tree.map(np.asarray, found)
+    return jax.tree.map(
+        np.asarray, foliax.drifts(model, xs, directions, box=box, block=block, **options)
+    )
 
 
 def pick(path: Any, index: int) -> Any:

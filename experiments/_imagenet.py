@@ -59,9 +59,11 @@ def top(logits: np.ndarray) -> dict[str, float]:
 
 
 def activity(model: EfficientNetLite, x: Any) -> dict[str, Any]:
-    """Count the active ReLU6 units, which bound dim D: with none of them, nothing passes.
+    """Count the active ReLU6 units, which bound dim D.
 
-    A layer bounds it where everything passes through it, which excludes the blocks with a bypass.
+    The logits depend on x through the pooled features alone, and a feature varies with x only if
+    one of its units is active: dim D is at most the number of such features. The units of a layer
+    bound it too, where no bypass leads around the layer.
     """
     _, seen = jax.jit(lambda model, x: model.inspect(x))(model, x)
     active = {name: np.asarray((before > 0) & (before < 6)) for name, before in seen.items()}
@@ -80,13 +82,7 @@ def activity(model: EfficientNetLite, x: Any) -> dict[str, Any]:
         "share": float(np.mean(np.concatenate([a.ravel() for a in active.values()]))),
         "pooled": int(pooled.sum()),
         "last_layer_rank": int(np.linalg.matrix_rank(centred)),
-        "last_layer_condition": _condition(np.linalg.svd(centred, compute_uv=False)),
     }
-
-
-def _condition(s: np.ndarray) -> float:
-    """Return the largest over the (C − 1)-th singular value of what has C columns."""
-    return float(s[0] / s[min(len(s), 999) - 1])
 
 
 def compare_with_original(
@@ -162,7 +158,6 @@ def rank_section(
             ("pooled features with an active unit", "pooled"),
             ("active units in the narrowest layer", "narrowest"),
             ("rank of the last layer on active features", "last_layer_rank"),
-            ("condition of the last layer on them", "last_layer_condition"),
             ("share of active units", "share"),
         )
     ]
@@ -175,7 +170,8 @@ def rank_section(
             (
                 "spectrum.png",
                 "Left, the leading eigenvalues of G by Lanczos; right, where the factor was made, "
-                "all of them: the exact spectrum has no gap before its end.",
+                "all of them, in float32: the cliff stands where the active pooled features end, "
+                "and what follows it is rounding.",
             )
         ],
         columns=("", *(measured or numbers)),
@@ -184,29 +180,33 @@ def rank_section(
 
 
 def _judge_rank(numbers: dict[str, Any], measured: list[str], bound: int) -> tuple[str, str]:
-    pooled = [found["active"]["pooled"] for found in numbers.values()]
-    why = (
-        f"{min(pooled)} to {max(pooled)} pooled features have an active unit, and the narrowest "
-        "layer without a bypass has more, so that the network's layers do not bound the rank below "
-        f"{bound}." if min(pooled) >= bound else
-        f"The network is narrower than the bound: {min(pooled)} to {max(pooled)} pooled features "
-        "have an active unit."
-    )  # fmt: skip
+    pooled = {who: found["active"]["pooled"] for who, found in numbers.items()}
     if not measured:
-        return IN_PART, f"The exact factor was left out. {why}"
+        told = ", ".join(f"{count} at {who}" for who, count in pooled.items())
+        return IN_PART, f"The exact factor was left out. Active pooled features: {told}."
+    ranks = {who: numbers[who]["rank"] for who in measured}
     told = "; ".join(
-        f"{who}: rank {numbers[who]['rank']['1e-2']} at 1 %, {numbers[who]['rank']['1e-6']} at "
-        f"1e-6, {numbers[who]['rank']['1e-12']} at 1e-12, dimension "
-        f"{numbers[who]['dimension']['default']} at the default tolerance"
+        f"{who}: {r['1e-12']} ({r['1e-2']} at a tolerance of 1 %, {r['1e-6']} at 1e-6)"
+        for who, r in ranks.items()
+    )
+    same = all(
+        numbers[who][kind]["1e-12"] == pooled[who]
         for who in measured
+        for kind in ("rank", "dimension")
+    )
+    why = (
+        "At every photograph rank and dimension are the number of pooled features that have an "
+        "active unit: the network is narrower than the bound."
+        if same
+        else f"Active pooled features: {', '.join(f'{pooled[who]} at {who}' for who in measured)}."
     )
     exactly = "".join(
-        f" In float64 at {who}: rank {numbers[who]['float64']['rank']['default']}, dimension "
-        f"{numbers[who]['float64']['dimension']['default']}."
-        for who in measured
-        if "float64" in numbers[who]
+        f" In float64 at {who}: rank {found['float64']['rank']['default']}, dimension "
+        f"{found['float64']['dimension']['default']} at the default tolerance."
+        for who, found in numbers.items()
+        if "float64" in found
     )
-    text = f"The bound {bound} holds by shape; how much of it is used: {told}.{exactly} {why}"
+    text = f"At most {bound}, by shape. Rank at a tolerance of 1e-12: {told}. {why}{exactly}"
     return HOLDS, text
 
 

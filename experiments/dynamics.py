@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,15 +16,19 @@ _LOOSE = "mean rank above 1 %"
 
 @dataclass(frozen=True)
 class Config:
-    """What counts as a fall.
+    """What counts as a fall, and how a checkpoint is chosen.
 
     Attributes:
         fall: Final over peak mean trace below which the trace has fallen.
-        accuracy: Least test accuracy of the checkpoint that the other claims use.
+        rule: How `foliax.zoo.choose_epoch` chooses the checkpoint that the other claims use.
+        accuracy: Its least test accuracy, for the rules "peak" and "accuracy".
+        epoch: The epoch, for the rule "epoch".
     """
 
     fall: float = 0.9
+    rule: Literal["peak", "accuracy", "best", "epoch"] = "peak"
     accuracy: float = 0.9
+    epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,24 +49,17 @@ class Choice:
 def choose(history: zoo.History, config: Config) -> Choice:
     """Choose the partially trained checkpoint, by `foliax.zoo.choose_epoch`.
 
-    A training too short for it gives its most accurate epoch, and the reason says so.
+    A training too short for the rule gives its most accurate epoch, and the reason says so.
     """
+    rule, accuracy = config.rule, config.accuracy
     try:
-        epoch = zoo.choose_epoch(history, min_accuracy=config.accuracy)
+        epoch = zoo.choose_epoch(history, rule=rule, min_accuracy=accuracy, epoch=config.epoch)
     except ValueError:
-        epoch = 1 + int(np.argmax(history.test_accuracy))
-        why = (
-            "the most accurate one, as none ends at or after the peak of the mean trace with a "
-            f"test accuracy of at least {config.accuracy:g}"
-        )
-    else:
-        why = (
-            "the first that ends at or after the peak of the mean trace with a test accuracy of "
-            f"at least {config.accuracy:g}"
-        )
-    step, accuracy = int(history.epoch_steps[epoch - 1]), history.test_accuracy[epoch - 1]
-    reason = f"It is epoch {epoch} (step {step}, test accuracy {accuracy:.3f}): {why}."
-    return Choice(epoch, step, reason)
+        if rule not in ("peak", "accuracy"):
+            raise
+        epoch = zoo.choose_epoch(history, rule="best")
+    reason = zoo.describe_choice(history, epoch, rule=rule, min_accuracy=accuracy)
+    return Choice(epoch, int(history.epoch_steps[epoch - 1]), reason)
 
 
 def run(

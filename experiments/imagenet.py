@@ -42,7 +42,8 @@ class Config:
     Attributes:
         out: Output folder.
         photographs: Names in `skimage.data`, of files inside the package.
-        exact: On how many of them the exact factor is made, twice: for G and for D.
+        exact: On how many of them the exact factor is made, for G and for D; then all that is
+            said of them comes from it, and elsewhere `foliax.trace` gives the trace.
         double: On how many of these the ranks are counted in float64 too.
         num_eigenvalues: Leading eigenpairs by Lanczos.
         num_vectors: How many of the eigenvectors are drawn.
@@ -54,7 +55,7 @@ class Config:
 
     out: Path = Path("out/imagenet")
     photographs: tuple[str, ...] = ("chelsea", "coffee", "astronaut", "rocket")
-    exact: int = 2
+    exact: int = 4
     double: int = 1
     num_eigenvalues: int = 50
     num_vectors: int = 8
@@ -115,13 +116,21 @@ def programs(model: Any, x: Any, config: Config, stages: Stages) -> dict[str, An
             x,
         ),
     }
-    if not config.quick:
+    num_exact, num_traces = _num_exact(config)
+    if num_traces:
         made["trace"] = stages.compile(
             "trace", lambda m, x: foliax.trace(m, x, chunk=chunk), model, x
         )
-        if config.exact:
-            made |= _exact_programs(model, x, chunk, stages)
+    if num_exact:
+        made |= _exact_programs(model, x, chunk, stages)
     return made
+
+
+def _num_exact(config: Config) -> tuple[int, int]:
+    """Return on how many photographs the factor is made, and on how many the trace alone."""
+    count = len(config.photographs)
+    exact = 0 if config.quick else min(config.exact, count)
+    return exact, 0 if config.quick else count - exact
 
 
 def _exact_programs(
@@ -153,12 +162,15 @@ def measure(
         "largest": pairs.values[0],
         "active": parts.activity(model, x),
     }
-    if "trace" in run:
-        trace = stages.call("trace", who, run["trace"], model, x)
-        numbers["trace"] = trace
-        numbers["captured"] = jnp.sum(pairs.values) / trace
-        numbers["estimate"]["errors_off"] = (estimate.value - trace) / estimate.standard_error
     return numbers, pairs
+
+
+def add_trace(numbers: dict[str, Any], trace: Any) -> None:
+    """Add the trace, what the leading eigenvalues make of it, and how far the estimate is off."""
+    estimate = numbers["estimate"]
+    numbers["trace"] = trace
+    numbers["captured"] = jnp.sum(numbers["leading"]) / trace
+    estimate["errors_off"] = (estimate["value"] - trace) / estimate["standard_error"]
 
 
 def measure_exactly(
@@ -178,8 +190,6 @@ def measure_exactly(
     numbers = {
         "rank": ranks(s),
         "dimension": ranks(contrasts),
-        "smallest_over_largest": (s[-1] / s[0]) ** 2,
-        "contrasts_smallest_over_largest": (contrasts[-1] / contrasts[0]) ** 2,
         "lanczos": {"values_off": off, "residual": residual},
     }
     return numbers, np.asarray(s)
@@ -208,7 +218,7 @@ def double(model: Any, who: str, x: Any, chunk: int, stages: Stages) -> dict[str
             rows = stages.call(name + suffix, who, program, model, x)
             s = stages.call(f"singular values of the {name}{suffix}", who, _singular_values, rows)
             del rows
-            found[name] = ranks(s) | {"smallest_over_largest": (s[-1] / s[0]) ** 2}
+            found[name] = ranks(s)
     return {"rank": found["factor"], "dimension": found["contrasts"]}
 
 
@@ -237,11 +247,14 @@ def run(config: Config, model: EfficientNetLite | None = None) -> dict[str, Any]
     for i, (who, x) in enumerate(xs.items()):
         key = jax.random.fold_in(jax.random.key(config.seed), i)
         numbers[who], pairs[who] = measure(model, who, x, compiled, stages, key)
-        if not config.quick and i < config.exact:
+        if i < _num_exact(config)[0]:
             more, spectra[who] = measure_exactly(model, who, x, compiled, stages, pairs[who])
             numbers[who] |= more
+            add_trace(numbers[who], np.sum(spectra[who].astype(np.float64) ** 2))
             if i < config.double:
                 numbers[who]["float64"] = double(model, who, x, config.chunk, stages)
+        elif not config.quick:
+            add_trace(numbers[who], stages.call("trace", who, compiled["trace"], model, x))
     draw(config, pixels, pairs, spectra, num_classes=model.dense.out_features)
     sections = {
         "network": parts.network_section(agreement),
@@ -260,12 +273,10 @@ def run(config: Config, model: EfficientNetLite | None = None) -> dict[str, Any]
 
 
 def _num_stages(config: Config) -> int:
-    count, num = 2 + 2 * len(config.photographs), min(config.exact, len(config.photographs))
-    if config.quick:
-        return count
-    return (
-        count + 1 + len(config.photographs) + 2 * bool(num) + 4 * num + 6 * min(config.double, num)
-    )
+    exact, traces = _num_exact(config)
+    always = 2 + 2 * len(config.photographs)
+    once = 2 * bool(exact) + bool(traces)
+    return always + once + traces + 4 * exact + 6 * min(config.double, exact)
 
 
 def draw(

@@ -153,11 +153,14 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
-def check_positive(value: Any, *, name: str, or_zero: bool = False) -> None:
+def check_positive(
+    value: Any, *, name: str, or_zero: bool = False, or_infinite: bool = False
+) -> None:
     """Refuse what is not a finite number > 0 where it is concrete; a tracer passes."""
     if is_traced(value):
         return
-    if jnp.ndim(value) == 0 and (value > 0 or (or_zero and value == 0)) and value < float("inf"):
+    above = jnp.ndim(value) == 0 and (value > 0 or (or_zero and value == 0))
+    if above and (or_infinite or value < float("inf")):
         return
     raise ValueError(f"{name} must be a finite number {'>=' if or_zero else '>'} 0, got {value!r}")
 

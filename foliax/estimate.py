@@ -93,8 +93,8 @@ def lanczos(
     seed, jitter_seed = jax.random.split(jax.random.key(0))
     start = product(jax.random.normal(seed, (x.size,), logits.dtype))
     scale = jnp.max(jnp.abs(start))
-    start = jnp.where(scale > 0, start, 1)
     scale = jnp.where(scale > 0, scale, 1)
+    start = jnp.where(jnp.any(start != 0), start / scale, 1)  # its norm would underflow
     # Where rank G < num_iterations the Krylov space is exhausted early and Lanczos divides by
     # zero. A diagonal at rounding level keeps it going; what it alone explains is set to zero.
     floor = 4 * jnp.finfo(start.dtype).eps

@@ -247,7 +247,7 @@ def natural_gradient(
     import optax
 
     check_positive(damping, name="damping")
-    check_positive(max_kl, name="max_kl")
+    check_positive(max_kl, name="max_kl", or_infinite=True)
 
     def init(params: PyTree) -> NaturalGradientState:
         return NaturalGradientState(jax.tree.map(jnp.zeros_like, params))

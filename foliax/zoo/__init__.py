@@ -2,18 +2,27 @@
 
 from foliax.zoo.checkpoints import (
     epochs,
-    load,
-    load_metadata,
     load_npz,
     restore,
     save,
     save_npz,
 )
-from foliax.zoo.data import Dataset, from_arrays, load_digits
+from foliax.zoo.data import (
+    Dataset,
+    StreamedDataset,
+    batches,
+    from_arrays,
+    load_digits,
+    seed_downloads,
+)
 from foliax.zoo.data import load as load_dataset
-from foliax.zoo.history import History
+from foliax.zoo.foreign import load_torch
+from foliax.zoo.history import History, choose_epoch, describe_choice
+from foliax.zoo.named import circle_net, colour_cnn, vgg, xor_net
 from foliax.zoo.nets import CNN, MLP, average_pool, build, max_pool
-from foliax.zoo.training import TrainConfig, accuracy, choose_epoch, train
+from foliax.zoo.shipped import load, load_metadata
+from foliax.zoo.train_config import PRESETS, TrainConfig
+from foliax.zoo.training import accuracy, train
 
 __all__ = [  # noqa: RUF022 (grouped by what they are for)
     # networks
@@ -21,17 +30,26 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "MLP",
     "average_pool",
     "build",
+    "circle_net",
+    "colour_cnn",
     "max_pool",
+    "vgg",
+    "xor_net",
     # data
     "Dataset",
+    "StreamedDataset",
+    "batches",
     "from_arrays",
     "load_dataset",
     "load_digits",
+    "seed_downloads",
     # training
+    "PRESETS",
     "History",
     "TrainConfig",
     "accuracy",
     "choose_epoch",
+    "describe_choice",
     "train",
     # checkpoints
     "epochs",
@@ -41,5 +59,6 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "load",
     "load_metadata",
     "load_npz",
+    "load_torch",
     "save_npz",
 ]

@@ -4,7 +4,7 @@ Both name each array by its place in the model, "layers.0.kernel", and carry the
 that a model can be rebuilt from them alone and another architecture is refused.
 """
 
-import importlib.resources
+import itertools
 import json
 import os
 import warnings
@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,6 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from foliax.zoo import nets
-
-SHIPPED: Final = ("digits_mlp",)
 
 _SUBFOLDER = "checkpoints"
 _METADATA = "__metadata__"  # the entry of an npz that is no weight
@@ -178,6 +176,21 @@ def read(
     return None
 
 
+def set_aside(directory: str | os.PathLike) -> Path:
+    """Rename the folder of the checkpoints, so that new ones can be written and none is lost.
+
+    Args:
+        directory: The folder of the training, or its subfolder "checkpoints".
+
+    Returns:
+        The new name, in the same folder.
+    """
+    folder = _folder(directory)
+    taken = (folder.with_name(f"{folder.name}.unreadable-{i}") for i in itertools.count(1))
+    free = next(path for path in taken if not path.exists())
+    return folder.rename(free)
+
+
 def save_npz(
     path: str | os.PathLike, model: nnx.Module, metadata: Mapping[str, Any] | None = None
 ) -> None:
@@ -234,44 +247,6 @@ def load_npz(
     if model is None:
         model = nets.build(architecture)
     return with_weights(model, Checkpoint(0, arrays, [], architecture, {})), metadata
-
-
-def load(name: str) -> nnx.Module:
-    """Return a trained model that comes with foliax.
-
-    Args:
-        name: "digits_mlp", a partially trained MLP 64-48-10 for `load_digits`.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: If the name is unknown.
-
-    Example:
-        >>> load("digits_mlp").config["sizes"]
-        [64, 48, 10]
-    """
-    return _load_shipped(name)[0]
-
-
-def load_metadata(name: str) -> dict[str, Any]:
-    """Return how a shipped model was trained and chosen.
-
-    Args:
-        name: As in `load`.
-
-    Returns:
-        Data set, training configuration, epoch, test accuracy, mean trace and the rule of choice.
-
-    Raises:
-        ValueError: If the name is unknown.
-
-    Example:
-        >>> load_metadata("digits_mlp")["dataset"]
-        'digits'
-    """
-    return _load_shipped(name)[1]
 
 
 def weights_of(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -365,7 +340,11 @@ def _steps(directory: str | os.PathLike) -> list[int]:
 
 
 def _manager(folder: Path, *, create: bool = False) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(create=create, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        create=create,
+        cleanup_tmp_directories=create,  # of a writer that was killed
+        enable_async_checkpointing=False,
+    )
     return ocp.CheckpointManager(folder, options=options)
 
 
@@ -382,11 +361,3 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
         total = zlib.crc32(name.encode(), total)
         total = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), total)
     return total
-
-
-def _load_shipped(name: str) -> tuple[nnx.Module, dict[str, Any]]:
-    if name not in SHIPPED:
-        raise ValueError(f"name must be one of {', '.join(map(repr, SHIPPED))}, got {name!r}")
-    file = importlib.resources.files("foliax.zoo") / "weights" / f"{name}.npz"
-    with importlib.resources.as_file(file) as path:
-        return load_npz(path)

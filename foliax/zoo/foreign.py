@@ -2,7 +2,8 @@
 
 What differs is the layout: dense (out, in) here (in, out), convolutions OIHW here HWIO, and images
 flattened channels first there, last here. A batch normalisation, which at evaluation is an affine
-map, is folded into the layer before it, in float64. Nothing is unpickled.
+map, is taken over where the network has one, and otherwise folded into the layer before it, in
+float64. Nothing is unpickled.
 """
 
 import os
@@ -30,9 +31,10 @@ class Layer(NamedTuple):
     Attributes:
         module: What has the `kernel` and the `bias` to be set.
         name: The PyTorch layer: its weight is `name.weight`.
-        norm: The batch normalisation that follows it, or None.
+        norm: The PyTorch batch normalisation that follows it, or None.
         epsilon: Added to the variance in that normalisation.
         image: (H, W, channels) that the layer sees flattened, or None.
+        batch_norm: Our batch normalisation that takes over that one; None to fold it in.
     """
 
     module: Any
@@ -40,6 +42,7 @@ class Layer(NamedTuple):
     norm: str | None = None
     epsilon: float = 1e-5
     image: tuple[int, ...] | None = None
+    batch_norm: nnx.BatchNorm | None = None
 
 
 def load_torch(
@@ -51,9 +54,9 @@ def load_torch(
     """Return the network with weights of a PyTorch state dict.
 
     Args:
-        model: An `MLP`, a `CNN` or an `EfficientNetLite`, whose sizes the weights must fit; it is
-            left as it is. The first two take the weights of a `torch.nn.Sequential`, whatever its
-            layers are called, in the order in which they appear.
+        model: An `MLP`, a `CNN` (VGG is one) or an `EfficientNetLite`, whose sizes the weights must
+            fit; it is left as it is. The first two take the weights of a `torch.nn.Sequential`,
+            whatever its layers are called, in the order in which they appear.
         source: A .npz file, a .pt or .pth file (needs PyTorch), or a mapping from names to arrays.
             Names may begin with "w."; then what does not is passed over.
         shape: (H, W, channels) of the images that an MLP flattens, needed for more than one
@@ -81,8 +84,7 @@ def load_torch(
     if shape is not None:
         layers = [layers[0]._replace(image=tuple(shape)), *layers[1:]]
     for layer in layers:
-        kernel, bias = _converted(layer, state)
-        for target, value in ((layer.module.kernel, kernel), (layer.module.bias, bias)):
+        for target, value in _converted(layer, state):
             target.set_value(jnp.asarray(value, target.dtype))
     if state:
         raise ValueError(
@@ -113,11 +115,12 @@ def _(model: MLP, names: Names) -> list[Layer]:
 
 @torch_layers.register
 def _(model: CNN, names: Names) -> list[Layer]:
-    height, width, _ = model.shape
-    pooled = ((height - 4) // 2, (width - 4) // 2, model.conv2.out_features)
-    modules = (model.conv1, model.conv2, model.dense1, model.dense2)
-    layers = _sequential(modules, names)
-    return [*layers[:2], layers[2]._replace(image=pooled), layers[3]]
+    first = len(model.convs)
+    layers = _sequential((*model.convs, *model.denses), names)
+    layers[first] = layers[first]._replace(image=model.pooled_shape)
+    for i, norm in enumerate(model.norms):
+        layers[i] = layers[i]._replace(batch_norm=norm)
+    return layers
 
 
 def _sequential(modules: Iterable[Any], names: Names) -> list[Layer]:
@@ -189,30 +192,40 @@ def _in_order(state: State) -> Names:
     return pairs
 
 
-def _converted(layer: Layer, state: State) -> tuple[np.ndarray, np.ndarray]:
-    """Take a layer's arrays out of the state dict and return kernel and bias in our layout."""
-    shape = layer.module.kernel.shape
-    weight = f"{layer.name}.weight"
-    pointwise = weight in state and state[weight].ndim == 4
-    if len(shape) == 2 and pointwise:  # a 1×1 convolution, here a product
-        kernel = _take(state, weight, (*shape[::-1], 1, 1))[..., 0, 0].T
-    elif len(shape) == 2:
-        kernel = _channels_last(_take(state, weight, shape[::-1]), layer).T
-    elif len(shape) == 3:  # depthwise
-        kernel = _take(state, weight, (shape[2], 1, *shape[:2]))[:, 0].transpose(1, 2, 0)
-    else:
-        kernel = _take(state, weight, (shape[3], shape[2], *shape[:2])).transpose(2, 3, 1, 0)
-    width, has_bias = shape[-1:], f"{layer.name}.bias" in state
+def _converted(layer: Layer, state: State) -> list[tuple[nnx.Variable, np.ndarray]]:
+    """Take a layer's arrays out of the state dict; return our variables and their values."""
+    module, width = layer.module, layer.module.kernel.shape[-1:]
+    kernel = _kernel(layer, state)
+    bias = np.zeros(width)
+    if f"{layer.name}.bias" in state or layer.norm is None:
+        bias = _take(state, f"{layer.name}.bias", width)
+    if layer.norm is None and layer.batch_norm is None:
+        return [(module.kernel, kernel), (module.bias, bias)]
     if layer.norm is None:
-        return kernel, _take(state, f"{layer.name}.bias", width)
-    bias = _take(state, f"{layer.name}.bias", width) if has_bias else np.zeros(width)
+        raise ValueError(f"source has no batch normalisation after {layer.name}, expected one")
     scale, shift, mean, variance = (
         _take(state, f"{layer.norm}.{key}", width)
         for key in ("weight", "bias", "running_mean", "running_var")
     )
     state.pop(f"{layer.norm}.num_batches_tracked", None)
+    if (norm := layer.batch_norm) is not None:
+        own: list[Any] = [module.kernel, module.bias, norm.scale, norm.bias, norm.mean, norm.var]
+        return list(zip(own, (kernel, bias, scale, shift, mean, variance), strict=True))
     scale = scale / np.sqrt(variance + layer.epsilon)
-    return kernel * scale, (bias - mean) * scale + shift
+    return [(module.kernel, kernel * scale), (module.bias, (bias - mean) * scale + shift)]
+
+
+def _kernel(layer: Layer, state: State) -> np.ndarray:
+    """Take a layer's weight out of the state dict, in our layout."""
+    shape, weight = layer.module.kernel.shape, f"{layer.name}.weight"
+    pointwise = weight in state and state[weight].ndim == 4
+    if len(shape) == 2 and pointwise:  # a 1×1 convolution, here a product
+        return _take(state, weight, (*shape[::-1], 1, 1))[..., 0, 0].T
+    if len(shape) == 2:
+        return _channels_last(_take(state, weight, shape[::-1]), layer).T
+    if len(shape) == 3:  # depthwise
+        return _take(state, weight, (shape[2], 1, *shape[:2]))[:, 0].transpose(1, 2, 0)
+    return _take(state, weight, (shape[3], shape[2], *shape[:2])).transpose(2, 3, 1, 0)
 
 
 def _channels_last(weight: np.ndarray, layer: Layer) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a training records."""
+"""What a training records, and which of its epochs to look at."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -125,3 +125,102 @@ def _array(name: str, values: Any) -> np.ndarray:
         if name == "ranks" and len(values)
         else (np.zeros((0, 0), np.int64) if name == "ranks" else array)
     )
+
+
+RULES: Final = ("peak", "accuracy", "best", "epoch")
+
+
+def choose_epoch(
+    history: History,
+    *,
+    rule: str = "peak",
+    min_accuracy: float = 0.9,
+    epoch: int | None = None,
+) -> int:
+    """Return the partially trained epoch that the geometry is looked at in.
+
+    - "peak": the first that ends at or after the peak of the mean trace and has enough test
+      accuracy. Before the peak the network has not learnt, long after it the softmax saturates and
+      G vanishes.
+    - "accuracy": the first with enough test accuracy.
+    - "best": the most accurate one, the first of several.
+    - "epoch": the one named by `epoch`.
+
+    Args:
+        history: Of a training; of one with tracking for "peak".
+        rule: Which of the above.
+        min_accuracy: Least test accuracy, for "peak" and "accuracy".
+        epoch: For "epoch", counted from 1.
+
+    Returns:
+        The epoch, counted from 1.
+
+    Raises:
+        ValueError: If no epoch fits, the rule is unknown, or "peak" is asked of a history without
+            traces.
+    """
+    accuracy, total = history.test_accuracy, len(history.epoch_steps)
+    if rule == "epoch":
+        if epoch is None or not 1 <= epoch <= total:
+            raise ValueError(f"epoch must be in 1 … {total}, the epochs trained, got {epoch}")
+        return int(epoch)
+    if rule == "best":
+        return int(np.argmax(accuracy)) + 1
+    if rule == "accuracy":
+        fits, told = accuracy >= min_accuracy, "has"
+    elif rule == "peak":
+        peak = peak_step(history)
+        fits = (history.epoch_steps >= peak) & (accuracy >= min_accuracy)
+        told = f"ends at or after the peak of the mean trace (step {peak}) with"
+    else:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
+    if not fits.any():
+        raise ValueError(
+            f"no epoch {told} a test accuracy of at least {min_accuracy}; the best is "
+            f"{accuracy.max():.3f}. Train longer or at a higher rate"
+        )
+    return int(np.argmax(fits)) + 1
+
+
+def peak_step(history: History) -> int:
+    """Return the tracked step at which the mean trace is greatest.
+
+    Raises:
+        ValueError: If nothing was tracked.
+    """
+    if not len(history.steps):
+        raise ValueError("history must hold traces; train with track_per_epoch ≥ 1")
+    return int(history.steps[int(np.nanargmax(history.trace_mean))])
+
+
+def describe_choice(
+    history: History, epoch: int, *, rule: str = "peak", min_accuracy: float = 0.9
+) -> str:
+    """Say why an epoch was chosen, for a report.
+
+    Args:
+        history: Of the training.
+        epoch: What `choose_epoch` chose; where its rule fits none, the most accurate one.
+        rule: As there.
+        min_accuracy: As there.
+
+    Returns:
+        The epoch, its step and test accuracy, the rule, and where the mean trace is greatest.
+    """
+    condition = {
+        "peak": f"ends at or after the peak of the mean trace with a test accuracy of at least "
+        f"{min_accuracy:g}",
+        "accuracy": f"has a test accuracy of at least {min_accuracy:g}",
+    }.get(rule)
+    why = {"best": "the most accurate one", "epoch": "the one asked for"}.get(rule)
+    if condition is not None:
+        try:
+            choose_epoch(history, rule=rule, min_accuracy=min_accuracy)
+            why = f"the first that {condition}"
+        except ValueError:
+            why = f"the most accurate one, as none {condition}"
+    step, accuracy = int(history.epoch_steps[epoch - 1]), history.test_accuracy[epoch - 1]
+    told = f"It is epoch {epoch} (step {step}, test accuracy {accuracy:.3f}): {why}."
+    if len(history.steps):
+        told += f" The mean trace is greatest at step {peak_step(history)}."
+    return told

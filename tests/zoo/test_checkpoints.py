@@ -1,5 +1,6 @@
 """Checkpoints and weight files: what they hold, and what they refuse."""
 
+import importlib.resources
 import json
 import pickle
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 
 from foliax import zoo
-from foliax.zoo import checkpoints
+from foliax.zoo import checkpoints, shipped
 
 
 class Unsafe:
@@ -148,6 +149,27 @@ def test_nothing_readable_is_an_error(tmp_path):
         zoo.restore(tmp_path)
 
 
+def test_set_aside_keeps_everything(folder):
+    before = sorted(path.name for path in (folder / "checkpoints").rglob("*"))
+    for i in (1, 2):
+        kept = checkpoints.set_aside(folder)
+        assert kept == folder / f"checkpoints.unreadable-{i}"
+        assert not checkpoints.has_any(folder)
+        zoo.save(folder, mlp(9), epoch=1)
+    kept = folder / "checkpoints.unreadable-1"
+    assert sorted(path.name for path in kept.rglob("*")) == before
+
+
+def test_running_statistics_are_weights(tmp_path):
+    options = {"plan": (3, "pool"), "hidden": (), "batch_norm": True}
+    model = zoo.CNN((4, 4, 1), 2, **options, rngs=nnx.Rngs(0))
+    model.norm1.mean[...] = jnp.array([1, 2, 3], jnp.float32)
+    zoo.save(tmp_path, model, epoch=1)
+    assert_same_weights(zoo.restore(tmp_path), model)
+    zoo.save_npz(tmp_path / "model.npz", model)
+    assert_same_weights(zoo.load_npz(tmp_path / "model.npz")[0], model)
+
+
 def test_npz_round_trip(tmp_path):
     path = tmp_path / "model.npz"
     zoo.save_npz(path, mlp(4), {"epoch": 3, "name": "Grüße"})
@@ -218,9 +240,9 @@ def test_shipped_model_is_partially_trained():
     assert model.config == {"kind": "MLP", "sizes": [64, 48, 10], "activation": "relu"}
 
 
-@pytest.mark.parametrize("name", checkpoints.SHIPPED)
+@pytest.mark.parametrize("name", shipped.SHIPPED)
 def test_shipped_files_are_small(name):
-    file = checkpoints.importlib.resources.files("foliax.zoo") / "weights" / f"{name}.npz"
+    file = importlib.resources.files("foliax.zoo") / "weights" / f"{name}.npz"
     assert len(file.read_bytes()) < 100_000
 
 

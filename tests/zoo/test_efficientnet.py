@@ -20,7 +20,7 @@ from tests.tolerance import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-STAGES = ((1, 3, 1, 1, 4), (2, 3, 2, 3, 6))
+STAGES = ((1, 3, 1, 1, 4), (1, 3, 2, 3, 6))  # the first block has a bypass
 
 
 def _tiny(dtype=jnp.float64):
@@ -136,8 +136,6 @@ def test_inspect_names_what_enters_each_relu6():
         "0.depthwise": (5, 4, 4),
         "1.expand": (5, 4, 12),
         "1.depthwise": (3, 2, 12),
-        "2.expand": (3, 2, 18),
-        "2.depthwise": (3, 2, 18),
         "head": (3, 2, 16),
     }
 
@@ -218,14 +216,14 @@ def test_lite0_has_the_logits_of_the_pytorch_original(lite0, cat, original):
 def test_lite0_has_the_gradients_of_the_pytorch_original(cat, original):
     """In float64: in float32 some of the units sit on a kink to rounding."""
     torch = pytest.importorskip("torch")
-    x = cat[60:123, 60:123].astype(np.float64)
-    model = EfficientNetLite(x.shape, rngs=nnx.Rngs(0))
-    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
-    model = load_torch(model, efficientnet.weights_path())
+    x = cat[60:93, 60:93].astype(np.float64)
+    blank = nnx.eval_shape(lambda: EfficientNetLite(x.shape, rngs=nnx.Rngs(0)))
+    blank = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), blank)
+    model = load_torch(blank, efficientnet.weights_path())
     g = np.random.default_rng(0).normal(size=1000)
     logits, gradient = jax.jit(_pull)(model, x, g)
     image = _torch_image(x)
-    expected = original(63).double()(image)[0]
+    expected = original(33).double()(image)[0]
     (wanted,) = torch.autograd.grad(expected, image, torch.tensor(g))
     assert_close(logits, expected.detach().numpy())
     assert_close(gradient, wanted[0].numpy().transpose(1, 2, 0))

