@@ -301,6 +301,14 @@ def walks(
 
     Raises:
         ValueError: As `walk`; or if xs and targets are not stacked alike.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> paths = foliax.walks(model, jnp.zeros((3, 2)), jnp.ones((3, 2)), max_steps=50)
+        >>> paths.points.shape
+        (3, 2, 2)
     """
     return _many(walk, model, xs, targets, block, "targets", options)
 
@@ -322,6 +330,14 @@ def drifts(
 
     Raises:
         ValueError: As `drift`; or if xs and directions are not stacked alike.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> paths = foliax.drifts(model, jnp.zeros((3, 2)), jnp.ones((3, 2)), max_steps=50)
+        >>> paths.end.shape
+        (3, 2)
     """
     return _many(drift, model, xs, directions, block, "directions", options)
 

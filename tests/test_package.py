@@ -68,11 +68,12 @@ def test_public_names_are_documented(name):
     assert "Returns:" in text
     assert ">>> " in text
     parameters = inspect.signature(value).parameters
-    for parameter in parameters:
-        assert f"\n    {parameter}: " in text, parameter
-    # What is not the model or a point is an option, said by its name.
+    for parameter in parameters.values():
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        assert f"\n    {stars}{parameter.name}: " in text, parameter
+    # What is not the model, a point, or what a random path needs, is an option, said by its name.
     positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert len(positional) <= 3
+    assert len(positional) <= 4
     assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
 
 

@@ -223,6 +223,41 @@ def test_running_statistics_follow_the_batches_and_survive_a_stop(few, tmp_path)
     np.testing.assert_allclose(model.norm1.mean[...], 0.72 * convolved.mean(0), atol=0.2)
 
 
+def test_steps_with_batch_normalisation_are_those_of_pytorch(few):
+    torch = pytest.importorskip("torch")
+    model = normalised(0)
+    conv, norm = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.BatchNorm2d(8)
+    dense = torch.nn.Linear(72, 10)
+    rest = (torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(), dense)
+    network = torch.nn.Sequential(conv, norm, *rest)
+    kernel = np.asarray(model.dense1.kernel[...]).reshape(3, 3, 8, 10)  # H, W, channels
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor(np.asarray(model.conv1.kernel[...]).transpose(3, 2, 0, 1)))
+        dense.weight.copy_(torch.tensor(kernel.transpose(3, 2, 0, 1).reshape(10, 72)))
+        conv.bias.zero_()
+        dense.bias.zero_()
+    config = zoo.TrainConfig(epochs=1, batch_size=32, optimizer="momentum", learning_rate=0.05)
+    optimizer, losses = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9), []
+    for batch in training.shuffled(len(few.train_y), 1, config):
+        x = torch.tensor(np.moveaxis(few.train_x[batch], -1, 1))
+        loss = torch.nn.functional.cross_entropy(
+            network(x), torch.tensor(few.train_y[batch]).long()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    trained, history = zoo.train(model, few, config, progress=False)
+    np.testing.assert_allclose(history.train_loss, np.mean(losses), rtol=1e-5)
+    expected = conv.weight.detach().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(trained.conv1.kernel[...], expected, atol=1e-5)
+    np.testing.assert_allclose(trained.norm1.mean[...], norm.running_mean, atol=1e-5)
+    # PyTorch's running variance is the unbiased one, of 32 · 6 · 6 values.
+    count = 32 * 36
+    ours = 0.9**4 + (np.asarray(trained.norm1.var[...]) - 0.9**4) * count / (count - 1)
+    np.testing.assert_allclose(ours, norm.running_var, rtol=1e-5)
+
+
 def test_batch_normalisation_needs_the_axis(few):
     model = normalised(0)
     model.norm1.axis_name = None
