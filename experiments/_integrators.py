@@ -17,73 +17,21 @@ class Method(NamedTuple):
         label: In tables and pictures.
         options: What `foliax.drifts` or `foliax.walks` is told.
         each: Jacobians a step.
-        counter: Counts the steps tried, where some may be rejected.
     """
 
     label: str
     options: dict[str, Any]
     each: int
-    counter: "Counter | None" = None
 
     def jacobians(self, path: Any) -> float:
-        """Return the mean over images of the Jacobians spent since the last call."""
-        tried = self.counter.take() if self.counter else np.sum(path.num_steps)
-        return float(1 + self.each * tried / len(path.num_steps))
+        """Return the mean over images of the Jacobians spent, in rejected steps too."""
+        return float(1 + self.each * np.mean(path.num_attempts))
 
 
-class Counter:
-    """Counts from inside a compiled program."""
-
-    def __init__(self) -> None:
-        self._seen = 0
-
-    def __call__(self) -> None:
-        """Count one."""
-        self._seen += 1
-
-    def take(self) -> int:
-        """Return the count, and begin anew."""
-        jax.effects_barrier()
-        seen, self._seen = self._seen, 0
-        return seen
-
-
-class _Counted(diffrax.AbstractWrappedSolver):
-    """A solver that counts its steps, those that a controller rejects too."""
-
-    solver: diffrax.AbstractSolver
-    counter: Callable[[], None] = eqx.field(static=True)
-
-    @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):
-        return self.solver.interpolation_cls
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def init(self, terms, t0, t1, y0, args):
-        return self.solver.init(terms, t0, t1, y0, args)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
-
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        jax.debug.callback(self.counter)
-        return self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
-
-
-def adaptive(tolerance: float) -> tuple[dict[str, Any], Counter]:
-    """Return the options of adaptive Tsit5, and what counts its steps."""
-    counter = Counter()
+def adaptive(tolerance: float) -> dict[str, Any]:
+    """Return the options of adaptive Tsit5."""
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
-    return {"solver": _Counted(diffrax.Tsit5(), counter), "controller": controller}, counter
+    return {"solver": diffrax.Tsit5(), "controller": controller}
 
 
 # Of s stages: s Jacobians for the step, one to look around at its end.

@@ -5,7 +5,7 @@ space of the contrast Jacobian), so that with Euler one Jacobian a step gives th
 measurements kept in the path, the stopping rules and the correction back onto the leaf.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -72,6 +72,15 @@ class Scene(eqx.Module):
         return dot(contrasts, logits - self.start_logits)
 
 
+class Integrator(NamedTuple):
+    """What diffrax integrates with."""
+
+    solver: diffrax.AbstractSolver
+    controller: diffrax.AbstractStepSizeController
+    adjoint: diffrax.AbstractAdjoint
+    progress_meter: diffrax.AbstractProgressMeter
+
+
 class _State(eqx.Module):
     """The point, what is seen from it, and the story so far. All floats: diffrax integrates it."""
 
@@ -91,7 +100,7 @@ class _State(eqx.Module):
 
 
 @eqx.filter_jit
-def integrate(scene: Scene, solver: Any, controller: Any, adjoint: Any) -> Path:
+def integrate(scene: Scene, integrator: Integrator) -> Path:
     """Integrate one walk: compiled once per model structure, shapes and plan."""
     plan, dtype = scene.plan, scene.start.dtype
     logits = scene.model(scene.shaped(scene.start)).astype(dtype)
@@ -99,7 +108,7 @@ def integrate(scene: Scene, solver: Any, controller: Any, adjoint: Any) -> Path:
     first = _first(scene)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_rate),
-        LeafStepper(solver),
+        LeafStepper(integrator.solver),
         t0=jnp.zeros((), dtype),
         t1=jnp.asarray(plan.max_steps, dtype),
         dt0=jnp.ones((), dtype),
@@ -111,14 +120,19 @@ def integrate(scene: Scene, solver: Any, controller: Any, adjoint: Any) -> Path:
                 "end": diffrax.SubSaveAt(t1=True, fn=_whole),
             }
         ),
-        stepsize_controller=_on_points(controller),
+        stepsize_controller=_on_points(integrator.controller),
         event=diffrax.Event(_has_ended),
-        adjoint=adjoint,
+        adjoint=integrator.adjoint,
+        progress_meter=integrator.progress_meter,
         max_steps=plan.max_steps,
         throw=False,
     )
     kept: Any = solution.ys
-    return _path(scene, jax.tree.map(lambda leaf: leaf[0], kept["end"]), kept["rows"])
+    last = jax.tree.map(lambda leaf: leaf[0], kept["end"])
+    # Only a drift that diffrax followed to the end of its time has run all its steps.
+    whole = solution.result == diffrax.RESULTS.successful
+    ran_out = jnp.where(whole & (not plan.toward), Status.completed, Status.out_of_steps)
+    return _path(scene, last, kept["rows"], ran_out, solution.stats["num_steps"])
 
 
 class LeafStepper(diffrax.AbstractSolver):
@@ -365,8 +379,10 @@ def _row(t: Any, state: _State, scene: Scene) -> dict[str, Array]:
     return {"points": state.x, "logits": state.logits, "numbers": packed}
 
 
-def _path(scene: Scene, last: _State, rows: dict[str, Array]) -> Path:
-    """Fill the rows past the end and name the end."""
+def _path(
+    scene: Scene, last: _State, rows: dict[str, Array], ran_out: Array, num_attempts: Array
+) -> Path:
+    """Fill the rows past the end and name the end; `ran_out` names that of one still running."""
     plan = scene.plan
     num_rows = 1 + plan.max_steps // plan.save_every
     saved = (jnp.arange(num_rows) * plan.save_every <= last.num_steps)[:, None]
@@ -375,7 +391,6 @@ def _path(scene: Scene, last: _State, rows: dict[str, Array]) -> Path:
     numbers = dict(zip(_NUMBERS, table["numbers"].T, strict=True))
     for name in ("steps", "dimension"):
         numbers[name] = numbers[name].astype(jnp.int32)
-    ran_out = Status.out_of_steps if plan.toward else Status.completed
     status = jnp.where(last.status == _RUNNING, ran_out, last.status).astype(jnp.int32)
     return Path(
         points=table["points"].reshape(num_rows, *scene.shape),
@@ -384,6 +399,7 @@ def _path(scene: Scene, last: _State, rows: dict[str, Array]) -> Path:
         end=last.x.reshape(scene.shape),
         best=last.best.reshape(scene.shape),
         num_steps=last.num_steps.astype(jnp.int32),
+        num_attempts=jnp.asarray(num_attempts, jnp.int32),
         status=status,
     )
 

@@ -23,7 +23,7 @@ from foliax._inputs import (
     logits_struct,
     working_dtype,
 )
-from foliax._stepper import Plan, Scene, integrate
+from foliax._stepper import Integrator, Plan, Scene, integrate
 from foliax._types import Along, Count, Model, Scheme, Speed
 from foliax.domain import Box, check_box
 from foliax.foliation import project_leaf
@@ -73,6 +73,7 @@ def walk(
     solver: diffrax.AbstractSolver = diffrax.Euler(),  # noqa: B008
     controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),  # noqa: B008
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),  # noqa: B008
+    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),  # noqa: B008
     likelihood: Likelihood = Categorical(),  # noqa: B008
 ) -> Path:
     """Walk from x toward a target without leaving the leaf: x' = P(target − x).
@@ -101,11 +102,12 @@ def walk(
         key: A `jax.random` key, needed where kicks > 0.
         solver: A diffrax solver. Euler needs one Jacobian a step, one of s stages s + 1.
         controller: A diffrax step-size controller; adaptive ones need a solver with an error
-            estimate, and change what a "step" is.
+            estimate, and change what a "step" is. A rejected step counts against `max_steps`.
         adjoint: How diffrax differentiates the walk: the default serves `jax.grad`,
             `diffrax.ForwardMode()` serves `jax.jvp`. (That of an exact kernel walk is the
             derivative of its chord corrections, whose Jacobian is a step old: approximate, to
             about 1e-3 of the gradient's length.)
+        progress_meter: A diffrax progress meter, as `diffrax.TqdmProgressMeter()`.
         likelihood: The output distribution.
 
     Returns:
@@ -130,7 +132,7 @@ def walk(
     _check_kicks(kicks, kick, key)
     return _run(
         model, x, target, likelihood, box, step, arrival, stall, kick, key,
-        (solver, controller, adjoint), goal_name="target",
+        Integrator(solver, controller, adjoint, progress_meter), goal_name="target",
         plan=Plan(True, along, scheme == "published", speed == "gradient", kicks,
                   max_steps, save_every), scheme=scheme,
     )  # fmt: skip
@@ -150,6 +152,7 @@ def drift(
     solver: diffrax.AbstractSolver = diffrax.Euler(),  # noqa: B008
     controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),  # noqa: B008
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),  # noqa: B008
+    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),  # noqa: B008
     likelihood: Likelihood = Categorical(),  # noqa: B008
 ) -> Path:
     """Drift from x along the projection of a constant ambient direction: x' = P v / ‖P v‖.
@@ -170,16 +173,17 @@ def drift(
         scheme: "exact" or "published".
         solver: A diffrax solver. Euler needs one Jacobian a step, one of s stages s + 1.
         controller: A diffrax step-size controller; adaptive ones need a solver with an error
-            estimate, and change what a "step" is.
+            estimate, and change what a "step" is. A rejected step counts against `max_steps`.
         adjoint: How diffrax differentiates the walk: the default serves `jax.grad`,
             `diffrax.ForwardMode()` serves `jax.jvp`. (That of an exact kernel walk is the
             derivative of its chord corrections, whose Jacobian is a step old: approximate, to
             about 1e-3 of the gradient's length.)
+        progress_meter: A diffrax progress meter, as `diffrax.TqdmProgressMeter()`.
         likelihood: The output distribution.
 
     Returns:
         A `Path`, with a `Status`: completed, stalled (v has no part to follow), boundary (the box
-        leaves none) or invalid.
+        leaves none), out_of_steps (an adaptive controller rejected too many) or invalid.
 
     Raises:
         ValueError: For arguments that shapes, dtypes or concrete values show to be wrong.
@@ -196,7 +200,7 @@ def drift(
     """
     return _run(
         model, x, direction, likelihood, box, step, 0.0, 0.0, 1.0, None,
-        (solver, controller, adjoint), goal_name="direction",
+        Integrator(solver, controller, adjoint, progress_meter), goal_name="direction",
         plan=Plan(False, along, scheme == "published", False, 0, max_steps, save_every),
         scheme=scheme,
     )  # fmt: skip
@@ -375,7 +379,7 @@ def _run(
     stall: Any,
     kick: Any,
     key: Array | None,
-    integrator: tuple[Any, Any, Any],
+    integrator: Integrator,
     *,
     goal_name: str,
     scheme: str,
@@ -415,7 +419,7 @@ def _run(
         shape=x.shape,
         dtype=x.dtype,
     )
-    return integrate(scene, *integrator)
+    return integrate(scene, integrator)
 
 
 def _check_kicks(

@@ -14,7 +14,7 @@ class Status(enum.IntEnum):
         completed: A drift ran all its steps.
         stalled: The distribution holds (nearly) nothing of the direction any more, or the
             velocity turned round: the foot, or the farthest point.
-        out_of_steps: `max_steps` were not enough.
+        out_of_steps: `max_steps` were not enough, rejected ones included.
         boundary: The domain leaves no direction to go on in.
         invalid: x, the target or the model's output is not finite.
     """
@@ -47,6 +47,8 @@ class Path(eqx.Module):
         end: (*x.shape) the last point.
         best: (*x.shape) the point nearest to the target; of a drift, the last.
         num_steps: () int32.
+        num_attempts: () int32, the steps tried: `num_steps` and those that an adaptive controller
+            rejected.
         status: () int32, a `Status`.
     """
 
@@ -62,4 +64,5 @@ class Path(eqx.Module):
     end: Float[Array, "..."]
     best: Float[Array, "..."]
     num_steps: Int[Array, ""]
+    num_attempts: Int[Array, ""]
     status: Int[Array, ""]

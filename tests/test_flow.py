@@ -145,7 +145,7 @@ def test_shapes_and_the_repeat_rule():
              "leaf_defect")  # fmt: skip
     assert shapes == {
         "points": (rows, 5), "logits": (rows, 4), "end": (5,), "best": (5,), "num_steps": (),
-        "status": (), **dict.fromkeys(table, (rows,)),
+        "num_attempts": (), "status": (), **dict.fromkeys(table, (rows,)),
     }  # fmt: skip
     for name in ("steps", "dimension", "num_steps", "status"):
         assert getattr(path, name).dtype == jnp.int32
@@ -453,3 +453,54 @@ def test_forward_mode_through_a_path():
     toward = (Partial(network, (params, bend, jnp.zeros_like(wall))), *rest)
     _, got = jax.jvp(loss, (arguments,), (toward,))
     assert_close(got, central_difference(loss, arguments, toward, 1e-4), rtol=1e-6)
+
+
+# Solvers.
+
+
+@pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.Tsit5()])
+def test_better_solvers_take_the_same_path_to_their_order(solver):
+    """On the bent leaf Euler's end moves toward theirs as its steps shrink, at first order."""
+    options = {"arrival": 0.0, "save_every": 20}
+    better = foliax.walk(make(), X, X + 30 * V, step=0.1, max_steps=20, solver=solver, **options)
+    gaps = []
+    for refine in (1, 2, 4):
+        euler = foliax.walk(
+            make(), X, X + 30 * V, step=0.1 / refine, max_steps=20 * refine, **options
+        )
+        gaps.append(float(jnp.linalg.norm(euler.end - better.end)))
+    assert 1.7 < gaps[0] / gaps[1] < 2.3
+    assert 1.7 < gaps[1] / gaps[2] < 2.3
+
+
+def adaptive(tolerance):
+    return {
+        "solver": diffrax.Tsit5(),
+        "controller": diffrax.PIDController(rtol=tolerance, atol=tolerance),
+    }
+
+
+def test_adaptive_drift_keeps_p_and_counts_what_it_tried():
+    path = foliax.drift(make(), X, V, along="kernel", max_steps=40, **adaptive(1e-4))
+    assert ended(path)[0] == Status.completed
+    assert 0 < int(path.num_steps) <= int(path.num_attempts) <= 40
+    assert float(path.drift.max()) <= 1e-6
+
+
+def test_adaptive_drift_out_of_attempts_says_so():
+    path = foliax.drift(make(), X, V, along="kernel", max_steps=15, **adaptive(1e-15))
+    assert Status(int(path.status)) == Status.out_of_steps
+    assert int(path.num_attempts) == 15
+    assert int(path.num_steps) < 15
+
+
+def test_attempts_are_the_steps_where_none_is_rejected():
+    path = drift(make(), X, V)
+    assert int(path.num_attempts) == int(path.num_steps) == MAX_STEPS
+
+
+def test_a_progress_meter_reports(capsys):
+    path = foliax.drift(make(), X, V, max_steps=30, progress_meter=diffrax.TextProgressMeter())
+    jax.block_until_ready(path)
+    jax.effects_barrier()
+    assert "100.00%" in capsys.readouterr().out
