@@ -14,6 +14,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from foliax._rewrite import differentiable
 from foliax._types import Count, Model
 from foliax.likelihood import Likelihood
 
@@ -97,7 +98,7 @@ def pullback(
     Both are in the working dtype; the model itself sees x, and cotangents, in its own.
     """
     logits_struct(model, x, likelihood)
-    logits, vjp = jax.vjp(lambda y: model(y), x)
+    logits, vjp = jax.vjp(differentiable(model, x), x)
     dtype = working_dtype(x, logits)
 
     narrow = logits.dtype != dtype

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     Metric = Literal["euclidean", "fisher"]
     Scheme = Literal["exact", "published"]
     Speed = Literal["unit", "gradient"]
+    Gradients = Literal["auto", "fast", "stock"]
     EighMethod = Literal["factor", "lanczos"]
     Count = int
 else:
-    Model = Along = Metric = Scheme = Speed = EighMethod = Count = Any
+    Model = Along = Metric = Scheme = Speed = Gradients = EighMethod = Count = Any

@@ -1,20 +1,14 @@
-"""Layers whose gradients are fast where the stock ones are slow, and equal to theirs.
+"""A layer whose gradient is fast where the stock one is slow, and equal to it; see `foliax._fast`.
 
-XLA on CPU runs the input gradient of a convolution five to seven times too slowly inside a compiled
-loop, as in a walk or a sweep: reverse mode leaves the kernel in a layout for which there is no fast
-path. Written out as a convolution with the kernel turned in memory, it is as fast there as outside.
+foliax rewrites stock layers by itself where it differentiates a model in its input. Layers of its
+own are as fast everywhere else: in training, in F, under a caller's `jax.grad`.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-_NARROW = 4  # input channels up to which shifted products beat a convolution
+from foliax._fast import conv
 
 
 class Conv(nnx.Module):
@@ -63,59 +57,3 @@ class Conv(nnx.Module):
         x = jnp.asarray(x)
         out = conv(x[None], self.kernel[...], self.padding)[0]
         return out if self.bias is None else out + self.bias[...]
-
-
-def conv(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "p q i o"], padding: int = 0
-) -> Float[Array, "b u v o"]:
-    """Convolve images with a kernel, stride 1, `padding` zeros on each side.
-
-    Equal to the stock convolution in every derivative; its input gradient in reverse mode is
-    the fast one.
-    """
-    dtype = jnp.result_type(x, kernel)
-    return _conv(x.astype(dtype), kernel.astype(dtype), padding)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, padding: int) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=_LAYOUT
-    )
-
-
-@_conv.defjvp
-def _conv_jvp(padding: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
-    """Differentiate along the transpose of the fast input gradient, so that reverse mode finds it.
-
-    Both factors are linear: only the way in which the product with the tangent of x is written
-    differs from the stock rule.
-    """
-    (x, kernel), (dx, dkernel) = primals, tangents
-    out = _conv(x, kernel, padding)
-    along = jax.linear_transpose(lambda g: _input_gradient(g, kernel, padding, x.shape), out)
-    return out, along(dx)[0] + _conv(x, dkernel, padding)
-
-
-def _input_gradient(g: Array, kernel: Array, padding: int, shape: tuple[int, ...]) -> Array:
-    if kernel.shape[2] <= _NARROW:
-        return _scatter(g, kernel, padding, shape)
-    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    back = kernel.shape[0] - 1 - padding
-    return lax.conv_general_dilated(
-        g, turned, (1, 1), [(back, back)] * 2, dimension_numbers=_LAYOUT
-    )
-
-
-def _scatter(g: Array, kernel: Array, padding: int, shape: tuple[int, ...]) -> Array:
-    """Return the input gradient as one product and shifted sums: for a few input channels."""
-    height, width, num_in, num_out = kernel.shape
-    terms = g @ kernel.reshape(-1, num_out).T
-    terms = terms.reshape(*g.shape[:3], height, width, num_in)
-    total = jnp.zeros((shape[0], shape[1] + 2 * padding, shape[2] + 2 * padding, num_in), g.dtype)
-    for a in range(height):
-        for b in range(width):
-            above = (a, total.shape[1] - a - g.shape[1])
-            beside = (b, total.shape[2] - b - g.shape[2])
-            total = total + jnp.pad(terms[:, :, :, a, b], ((0, 0), above, beside, (0, 0)))
-    return total[:, padding : padding + shape[1], padding : padding + shape[2]]
