@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from foliax._inputs import dot
+from foliax._row_space import RowSpace, least_norm
 from foliax.domain import Box
-from foliax.foliation import RowSpace, least_norm
 
 _MAX_HOLDS = 6
 _MAX_CORRECTIONS = 4  # one forward pass each

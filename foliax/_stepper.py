@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 
 from foliax._inputs import dot
 from foliax._level_set import free_direction, onto_level_set
+from foliax._row_space import RowSpace
 from foliax.domain import Box
-from foliax.foliation import RowSpace, contrast_jacobian
+from foliax.foliation import contrast_jacobian
 from foliax.path import Path, Status
 
 _RUNNING = -1.0
@@ -233,7 +234,10 @@ def _first(scene: Scene) -> _State:
     num_rows = scene.likelihood.contrasts(scene.start_logits).shape[0]
     m = min(num_rows, x.size)
     nothing = RowSpace(
-        jnp.zeros((m, x.size), x.dtype), jnp.zeros((m, num_rows), x.dtype), jnp.zeros(m, bool)
+        jnp.zeros((m, x.size), x.dtype),
+        jnp.zeros((m, num_rows), x.dtype),
+        jnp.zeros(m, bool),
+        zero,
     )
     blank = _State(
         x=x, logits=scene.start_logits, space=nothing, velocity=jnp.zeros_like(x),
@@ -309,9 +313,9 @@ def _verdict(scene: Scene, state: _State, turned: Array) -> Float[Array, ""]:
     if plan.published:
         arrived = plan.toward & (state.distance <= scene.arrival)
         return jnp.where(arrived, Status.arrived, code).astype(code.dtype)
-    # Rounding of a projection leaves eps of a vector: no direction to follow. A velocity that
-    # turns round has passed the point where there is none.
-    ended = state.tangent_fraction <= 16 * jnp.finfo(state.x.dtype).eps
+    # What rounding leaves of a vector is no direction to follow. A velocity that turns round has
+    # passed the point where there is none.
+    ended = state.tangent_fraction <= 16 * state.space.rounding
     if not plan.kicks:
         ended |= turned
     end = Status.stalled

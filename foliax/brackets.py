@@ -15,9 +15,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._inputs import as_point, check_count, pullback
+from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.data_matrix import singular_values
-from foliax.foliation import RowSpace, contrast_jacobian
+from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical, Likelihood
 
 __all__ = ["Involutivity", "involutivity"]

@@ -6,26 +6,22 @@ contrasts. K does not contain p: a softmax that is one-hot to rounding kills G n
 
 from typing import NamedTuple
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from foliax._inputs import (
     as_point,
     as_tangent,
     check_chunk,
-    dot,
     pull_rows,
     pullback,
 )
+from foliax._row_space import RowSpace
 from foliax._types import Count, Model
-from foliax.data_matrix import count_rank, counted, singular_values
+from foliax.data_matrix import count_rank, singular_values
 from foliax.likelihood import Categorical, Likelihood
 
-__all__ = ["Frame", "RowSpace", "dimension", "frame", "project_kernel", "project_leaf"]
+__all__ = ["Frame", "dimension", "frame", "project_kernel", "project_leaf"]
 
 
 class Frame(NamedTuple):
@@ -38,84 +34,6 @@ class Frame(NamedTuple):
 
     vectors: Float[Array, "m ..."]
     mask: Bool[Array, " m"]
-
-
-class RowSpace(eqx.Module):
-    """The row space of a wide matrix K = V diag(s) B, from QR and the SVD of the triangle.
-
-    Unpivoted QR alone would keep spurious directions for dependent rows, and a whole frame for
-    K = 0; here they are masked.
-
-    Attributes:
-        basis: B, (m, n): orthonormal rows, masked ones zero.
-        inverse: diag(1/s) Vᵀ, (m, r): K u = c means B u = inverse c.
-        mask: (m,).
-    """
-
-    basis: Float[Array, "m n"]
-    inverse: Float[Array, "m r"]
-    mask: Bool[Array, " m"]
-
-    @classmethod
-    def of(cls, k: Float[Array, "r n"], rtol: float | None = None) -> "RowSpace":
-        """Decompose K; a gradient in K flows only through `project_through`."""
-        k = lax.stop_gradient(k)
-        q, r = jnp.linalg.qr(k.T)
-        u, s, vt = jnp.linalg.svd(r, full_matrices=False)
-        mask = counted(s, num_rows=k.shape[0], rtol=rtol)
-        # A NaN is no dead direction: it must not be masked away.
-        keep = (mask | ~jnp.all(jnp.isfinite(k)))[:, None]
-        basis = jnp.where(keep, dot(q, u).T, 0)
-        inverse = jnp.where(keep, vt / jnp.where(mask, s, 1)[:, None], 0)
-        return cls(basis, inverse, mask)
-
-    def project(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
-        """Project v orthogonally on the row space, K being held fixed."""
-        return dot(dot(self.basis, v), self.basis)
-
-    def project_through(self, k: Float[Array, "r n"], v: Float[Array, " n"]) -> Float[Array, " n"]:
-        """Project v as `project` does, with derivatives in K too (at constant rank)."""
-        return _project(self.basis, self.inverse, k, v)
-
-    def through(self, k: Float[Array, "r n"]) -> "RowSpace":
-        """Return the same row space with a basis that is differentiable in K.
-
-        `inverse` K equals the basis, and spans the row space of K also where K moves on; the
-        singular vectors themselves have no derivative where singular values meet.
-        """
-        moving = dot(self.inverse, k)
-        return RowSpace(self.basis + (moving - lax.stop_gradient(moving)), self.inverse, self.mask)
-
-
-def least_norm(basis: Float[Array, "m n"], c: Float[Array, " m"]) -> Float[Array, " n"]:
-    """Return the least u with basis u = c, or the nearest to it where the rows are dependent."""
-    ridge = jnp.finfo(basis.dtype).eps * jnp.eye(basis.shape[0], dtype=basis.dtype)
-    gram = cho_factor(dot(basis, basis.T) + ridge)
-    return dot(cho_solve(gram, c), basis)
-
-
-@jax.custom_jvp
-def _project(
-    basis: Float[Array, "m n"],
-    inverse: Float[Array, "m r"],
-    k: Float[Array, "r n"],
-    v: Float[Array, " n"],
-) -> Float[Array, " n"]:
-    del inverse, k
-    return dot(dot(basis, v), basis)
-
-
-@_project.defjvp
-def _project_jvp(primals, tangents):
-    """Differentiate Bᵀ (B Bᵀ)⁻¹ B v, which stays the projection when B is no more orthonormal."""
-    basis, inverse, k, v = primals
-
-    def project(k: Array, v: Array) -> Array:
-        moving = RowSpace(basis, inverse, jnp.ones(len(basis), bool)).through(k).basis
-        return least_norm(moving, dot(moving, v))
-
-    _, tangent = jax.jvp(project, (k, v), tangents[2:])
-    return _project(*primals), tangent
 
 
 def contrast_jacobian(

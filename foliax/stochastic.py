@@ -20,8 +20,9 @@ from foliax._inputs import (
     working_dtype,
 )
 from foliax._level_set import onto_level_set
+from foliax._row_space import RowSpace
 from foliax._types import Along, Count, Metric, Model
-from foliax.foliation import RowSpace, contrast_jacobian
+from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical, Likelihood
 from foliax.path import Status
 

@@ -1,0 +1,165 @@
+"""The row space of a wide matrix: an orthonormal basis, and projections on it.
+
+A matrix that is well conditioned, as the contrast Jacobian of a trained network is at most points,
+is orthonormalised through its Gram matrix; what is not, or has dependent rows, through QR and SVD,
+which cost about ten times as much on a small network.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
+from jaxtyping import Array, Bool, Float
+
+from foliax._inputs import dot
+from foliax.data_matrix import counted
+
+_UNROLLED = 16  # rows up to which elimination is written out: one loop of LAPACK calls is slower
+
+
+class RowSpace(eqx.Module):
+    """The row space of a wide matrix K.
+
+    Attributes:
+        basis: B, (m, n): orthonormal rows, masked ones zero.
+        inverse: (m, r), with inverse K = B: so K u = c means B u = inverse c.
+        mask: (m,), false where a direction is numerically not there.
+        rounding: How far the basis may reach out of the row space, for rounding alone.
+    """
+
+    basis: Float[Array, "m n"]
+    inverse: Float[Array, "m r"]
+    mask: Bool[Array, " m"]
+    rounding: Float[Array, ""]
+
+    @classmethod
+    def of(cls, k: Float[Array, "r n"], rtol: float | None = None) -> "RowSpace":
+        """Decompose K; a gradient in K flows only through `project_through`.
+
+        With an `rtol` by SVD always: nearly dependent rows may then count as such.
+        """
+        k = lax.stop_gradient(k)
+        if rtol is not None or k.shape[0] > k.shape[1]:
+            return cls(*_by_svd(k, rtol))
+        return cls(*_decomposed(k))
+
+    def project(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Project v orthogonally on the row space, K being held fixed."""
+        return dot(dot(self.basis, v), self.basis)
+
+    def project_through(self, k: Float[Array, "r n"], v: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Project v as `project` does, with derivatives in K too (at constant rank)."""
+        return _project(self.basis, self.inverse, k, v)
+
+    def through(self, k: Float[Array, "r n"]) -> "RowSpace":
+        """Return the same row space with a basis that is differentiable in K.
+
+        `inverse` K equals the basis, and spans the row space of K also where K moves on; the
+        singular vectors themselves have no derivative where singular values meet.
+        """
+        moving = dot(self.inverse, k)
+        moved = self.basis + (moving - lax.stop_gradient(moving))
+        return RowSpace(moved, self.inverse, self.mask, self.rounding)
+
+
+def least_norm(basis: Float[Array, "m n"], c: Float[Array, " m"]) -> Float[Array, " n"]:
+    """Return the least u with basis u = c, or the nearest to it where the rows are dependent."""
+    ridge = jnp.finfo(basis.dtype).eps * jnp.eye(basis.shape[0], dtype=basis.dtype)
+    gram = cho_factor(dot(basis, basis.T) + ridge)
+    return dot(cho_solve(gram, c), basis)
+
+
+@jax.custom_jvp
+def _project(
+    basis: Float[Array, "m n"],
+    inverse: Float[Array, "m r"],
+    k: Float[Array, "r n"],
+    v: Float[Array, " n"],
+) -> Float[Array, " n"]:
+    del inverse, k
+    return dot(dot(basis, v), basis)
+
+
+@_project.defjvp
+def _project_jvp(primals, tangents):
+    """Differentiate Bᵀ (B Bᵀ)⁻¹ B v, which stays the projection when B is no more orthonormal."""
+    basis, inverse, k, v = primals
+
+    def project(k: Array, v: Array) -> Array:
+        moving = basis + (dot(inverse, k) - lax.stop_gradient(dot(inverse, k)))
+        return least_norm(moving, dot(moving, v))
+
+    _, tangent = jax.jvp(project, (k, v), tangents[2:])
+    return _project(*primals), tangent
+
+
+# --- decompositions ----------------------------------------------------------------------------
+
+Parts = tuple[Float[Array, "m n"], Float[Array, "m r"], Bool[Array, " m"], Float[Array, ""]]
+
+
+@custom_vmap
+def _decomposed(k: Float[Array, "r n"]) -> Parts:
+    parts, good = _by_gram(k)
+    return lax.cond(good, lambda: parts, lambda: _by_svd(k))
+
+
+@_decomposed.def_vmap
+def _many_decomposed(axis_size: int, mapped: list[bool], ks: Float[Array, "b r n"]):
+    """Branch once for the batch: a branch for each would run both ways for all."""
+    del axis_size, mapped  # the only argument is mapped, or there were no rule to ask for
+    parts, good = jax.vmap(_by_gram)(ks)
+    found = lax.cond(jnp.all(good), lambda: parts, lambda: jax.vmap(_by_svd)(ks))
+    return found, (True, True, True, True)
+
+
+def _by_gram(k: Float[Array, "r n"]) -> tuple[Parts, Bool[Array, ""]]:
+    """Orthonormalise by Cholesky, then once more toward the nearest orthonormal rows.
+
+    The second step squares the error of the first, e ↦ ¾ e²: it is good where e² is below the
+    resolution, and then no singular value is below the fourth root of the resolution.
+    """
+    gram = dot(k, k.T)
+    inverse = _inverse_cholesky(gram)
+    basis = dot(inverse, k)
+    overlap = dot(basis, basis.T)
+    eye = jnp.eye(len(k), dtype=k.dtype)
+    nearer = 1.5 * eye - 0.5 * overlap
+    eps = jnp.finfo(k.dtype).eps
+    # Compared one by one: a maximum over NaN need not be NaN in a compiled program.
+    good = jnp.all(jnp.abs(overlap - eye) <= jnp.sqrt(eps))
+    rounding = eps * jnp.sqrt(jnp.sum(inverse**2) * jnp.trace(gram) / len(k))
+    mask = jnp.ones(len(k), bool)
+    return (dot(nearer, basis), dot(nearer, inverse), mask, rounding), good
+
+
+def _inverse_cholesky(gram: Float[Array, "r r"]) -> Float[Array, "r r"]:
+    """Return L⁻¹ with L Lᵀ = gram; not finite where there is none."""
+    size = len(gram)
+    eye = jnp.eye(size, dtype=gram.dtype)
+    if size > _UNROLLED:
+        return solve_triangular(jnp.linalg.cholesky(gram), eye, lower=True)
+    # Elimination below the diagonal turns (gram | 1) into (diag(d) Lᵀ… | M), L⁻¹ = d^(−½) M.
+    rows = jnp.concatenate([gram, eye], axis=1)
+    for i in range(size - 1):
+        factors = jnp.where(jnp.arange(size) > i, rows[:, i] / rows[i, i], 0)
+        rows = rows - factors[:, None] * rows[i]
+    return rows[:, size:] * lax.rsqrt(jnp.diagonal(rows))[:, None]
+
+
+def _by_svd(k: Float[Array, "r n"], rtol: float | None = None) -> Parts:
+    """Orthonormalise through QR and the SVD of the triangle.
+
+    Unpivoted QR alone would keep spurious directions for dependent rows, and a whole frame for
+    K = 0; here they are masked.
+    """
+    q, r = jnp.linalg.qr(k.T)
+    u, s, vt = jnp.linalg.svd(r, full_matrices=False)
+    mask = counted(s, num_rows=k.shape[0], rtol=rtol)
+    # A NaN is no dead direction: it must not be masked away.
+    keep = (mask | ~jnp.all(jnp.isfinite(k)))[:, None]
+    basis = jnp.where(keep, dot(q, u).T, 0)
+    inverse = jnp.where(keep, vt / jnp.where(mask, s, 1)[:, None], 0)
+    return basis, inverse, mask, jnp.asarray(jnp.finfo(k.dtype).eps, k.dtype)
