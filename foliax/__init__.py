@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 from typing import Any
 
+from foliax._rewrite import with_gradients as with_gradients
 from foliax.brackets import Involutivity as Involutivity
 from foliax.brackets import involutivity as involutivity
 from foliax.data_matrix import Eigen as Eigen
@@ -42,6 +43,7 @@ from foliax.path import Path as Path
 from foliax.path import Status as Status
 from foliax.stochastic import Brownian as Brownian
 from foliax.stochastic import brownian as brownian
+from foliax.sweep import sweep as sweep
 
 __version__ = importlib.metadata.version("foliax")
 

@@ -12,7 +12,7 @@ import pytest
 
 import foliax
 from foliax._inputs import pull_rows
-from foliax.foliation import RowSpace
+from foliax._row_space import RowSpace
 
 HEAVY = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "sklearn",
          "skimage", "torch", "tyro")  # fmt: skip
@@ -54,7 +54,7 @@ def test_public_names():
         "factor", "frame", "kl", "matrix", "matvec", "project_kernel", "project_leaf", "quadratic",
         "rank", "trace", "walk",
     }  # fmt: skip
-    assert len(PUBLIC) <= 30  # a face that can still be read in one look
+    assert len(PUBLIC) <= 40  # a face that can still be read in one look
 
 
 @pytest.mark.parametrize("name", PUBLIC)
