@@ -1,4 +1,4 @@
-"""What the experiments share: output files, populations of walks, captions, summaries."""
+"""What the experiments share: networks, output files, populations of walks, captions, summaries."""
 
 import json
 import math
@@ -6,19 +6,118 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from tqdm import tqdm
 
 import foliax
+from foliax import zoo
+from foliax.zoo import checkpoints
 
 SIGNIFICANT = 6  # digits kept in JSON: what float32 can repeat
+_SMALL = 100  # inputs of no more pixels go to a dense network
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
+
+
+# --- networks ----------------------------------------------------------------------------------
+
+
+class Loaded(NamedTuple):
+    """A trained network and its data.
+
+    Attributes:
+        model: The classifier.
+        dataset: Its `foliax.zoo.Dataset`.
+        network: In words, with the epoch or the file it came from.
+    """
+
+    model: Any
+    dataset: Any
+    network: str
+
+
+def load(
+    dataset: str | None = None,
+    *,
+    checkpoint: Path | None = None,
+    epoch: int | None = None,
+    weights: Path | None = None,
+) -> Loaded:
+    """Return a trained network with its data.
+
+    Args:
+        dataset: Name of the data set; None for that of the checkpoint, and for digits without one.
+        checkpoint: Folder of a training to take the network from.
+        epoch: Which of its epochs; None for the newest.
+        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
+            With neither, digits take the network that comes with foliax.
+
+    Returns:
+        The network, its data and where it came from.
+
+    Raises:
+        ValueError: If there is no network for the data set, or it is one for another.
+        FileNotFoundError: If the checkpoint is missing, or the data set is not prepared.
+    """
+    if epoch is not None and checkpoint is None:
+        raise ValueError(f"epoch={epoch} needs --checkpoint (a training's folder)")
+    if checkpoint is not None:
+        return _from_checkpoint(dataset, checkpoint, epoch)
+    dataset = dataset or "digits"
+    if weights is None and dataset != "digits":
+        raise ValueError(
+            f"dataset={dataset!r} needs --checkpoint (a training's folder) or --weights"
+        )
+    data = zoo.load_dataset(dataset)
+    if weights is None:
+        return Loaded(zoo.load("digits_mlp"), data, "digits_mlp, as shipped")
+    return Loaded(zoo.load_torch(papers_network(data), weights), data, weights.name)
+
+
+def papers_network(dataset: Any) -> nnx.Module:
+    """Return the papers' network for inputs of this shape, untrained."""
+    shape, classes, rngs = dataset.shape, dataset.num_classes, nnx.Rngs(0)
+    if math.prod(shape) <= _SMALL:
+        return zoo.MLP((math.prod(shape), 48, classes), rngs=rngs)
+    if shape[-1] == 1:
+        return zoo.CNN(shape, classes, rngs=rngs)
+    return zoo.colour_cnn(classes, shape=shape, rngs=rngs)
+
+
+def _from_checkpoint(dataset: str | None, folder: Path, epoch: int | None) -> Loaded:
+    zoo.epochs(folder)  # says what is wrong with the folder
+    stored = checkpoints.read(folder, epoch)
+    if stored is None:
+        raise ValueError(f"no checkpoint in {folder} can be read")
+    trained_on = stored.info.get("training", {}).get("dataset", dataset)
+    if trained_on is None:
+        raise ValueError(f"{folder} does not say what was trained on; name it with --dataset")
+    if dataset not in (None, trained_on):
+        raise ValueError(
+            f"checkpoint must hold a training on {dataset}, got one on {trained_on} in {folder}"
+        )
+    words = f"{in_words(stored.architecture)}, epoch {stored.epoch} of {_name(folder)}"
+    return Loaded(zoo.restore(folder, stored.epoch), zoo.load_dataset(trained_on), words)
+
+
+def _name(folder: Path) -> str:
+    """Return the name of a training: that of its folder."""
+    folder = folder.expanduser().absolute()
+    return folder.parent.name if folder.name == "checkpoints" else folder.name
+
+
+def in_words(architecture: Mapping[str, Any]) -> str:
+    """Name a network, e.g. MLP 64-48-10, relu."""
+    sizes = architecture.get("sizes", architecture.get("shape", ()))
+    parts = "-".join(str(size) for size in sizes)
+    return f"{architecture['kind']} {parts}, {architecture.get('activation', 'relu')}"
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -97,18 +196,37 @@ def _revision() -> str | None:
 # --- populations -------------------------------------------------------------------------------
 
 
-def walks(model: Any, xs: Any, targets: Any, box: Any, *, block: int = 16, **options) -> Any:
-    """Walk many pairs in one compiled program, to numpy; `options` are those of `foliax.walk`."""
-    return jax.tree.map(
-        np.asarray, foliax.walks(model, xs, targets, box=box, block=block, **options)
-    )
+def walks(model: Any, xs: Any, targets: Any, box: Any, **options: Any) -> Any:
+    """Walk many pairs, to numpy; `options` are those of `foliax.walk`."""
+    return _each("walks", foliax.walks, model, xs, targets, box, options)
 
 
-def drifts(model: Any, xs: Any, directions: Any, box: Any, *, block: int = 16, **options) -> Any:
-    """Drift many points in one compiled program; `options` are those of `foliax.drift`."""
-    return jax.tree.map(
-        np.asarray, foliax.drifts(model, xs, directions, box=box, block=block, **options)
-    )
+def drifts(model: Any, xs: Any, directions: Any, box: Any, **options: Any) -> Any:
+    """Drift many points, to numpy; `options` are those of `foliax.drift`."""
+    return _each("drifts", foliax.drifts, model, xs, directions, box, options)
+
+
+def _each(
+    name: str,
+    many: Callable,
+    model: Any,
+    xs: Any,
+    goals: Any,
+    box: Any,
+    options: Mapping[str, Any],
+) -> Any:
+    """Run one path after another on a CPU, where a path alone is as fast; all at once elsewhere."""
+    size = 1 if jax.default_backend() == "cpu" else max(1, len(xs))
+    told = f"{name}, {options.get('scheme', 'exact')}"
+    starts = range(0, len(xs), size)
+    paths = [
+        jax.tree.map(
+            np.asarray,
+            many(model, xs[i : i + size], goals[i : i + size], box=box, block=size, **options),
+        )
+        for i in tqdm(starts, desc=told, leave=False, disable=len(starts) < 2, dynamic_ncols=True)
+    ]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *paths)
 
 
 def pick(path: Any, index: int) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 
+from experiments._common import in_words
 from foliax import zoo
 from foliax.zoo import checkpoints
 
@@ -73,11 +74,4 @@ def obtain(
             f"in {folder}; give its --dataset"
         )
     history = zoo.History.from_dict(newest.info["history"])
-    return Trained(data, history, folder, there, _in_words(newest.architecture), settings)
-
-
-def _in_words(architecture: dict[str, Any]) -> str:
-    """Name a network, e.g. MLP 64-48-10, relu."""
-    sizes = architecture.get("sizes", architecture.get("shape", ()))
-    parts = "-".join(str(size) for size in sizes)
-    return f"{architecture['kind']} {parts}, {architecture['activation']}"
+    return Trained(data, history, folder, there, in_words(newest.architecture), settings)

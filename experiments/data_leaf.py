@@ -1,4 +1,13 @@
-"""S3 and S4: walks on the data leaf from one image toward another, or toward a mirrored digit."""
+"""S3 and S4: walks on the data leaf from one image toward another, or toward a mirrored one.
+
+    python -m experiments.data_leaf --start 3 --end 17 --out out/data_leaf
+    python -m experiments.data_leaf --flip --pairs 100 --out out/data_leaf_flip
+    python -m experiments.data_leaf --checkpoint out/train --epoch 2 --pairs 100
+
+walks with the exact and the published scheme, and writes strips, a GIF, the distances, and
+`results.json`, `paths.json` (every path point by point), `run.json` and `report.html`. `--flip`
+takes mirrored targets, which are no digits (of Fashion-MNIST: shoes, which all point left).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,35 +16,53 @@ from typing import Any
 
 import numpy as np
 
-from experiments._common import (
-    caption,
-    captions,
-    endings,
-    live_rows,
-    norms,
-    outcome,
-    percent,
-    pick,
-    predict,
-    quartiles,
-    walks,
-)
+import foliax
+from experiments import _command
+from experiments._common import norms, outcome, percent, predict, quartiles, walks
+from experiments._leaf_pictures import draw, draw_distances
+from experiments._population import box_excess, records, statistics, unfinished
 from experiments._report import section
-from foliax import viz
 
 SCHEMES = ("exact", "published")
-# Mirrored, these are no digits; 0, 1 and 8 are, or nearly.
-_NO_DIGIT_WHEN_MIRRORED = (2, 3, 4, 5, 6, 7, 9)
+_DIGITS = (2, 3, 4, 5, 6, 7, 9)  # mirrored, 0, 1 and 8 are digits still, or nearly
+# Classes that leave the data set when mirrored: sandals, sneakers and boots all point left. Of
+# data sets that are not named here, all classes are taken.
+_ONE_HANDED = {"digits": _DIGITS, "mnist": _DIGITS, "fashion_mnist": (5, 7, 9)}
 
-# Toward test images, and toward mirrored digits.
-_TITLES = (
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed of the walks.
+
+    Attributes:
+        name: Of the claim.
+        stem: What its pictures are called.
+        title: Heading.
+        text: The claim, as the slides make it.
+        goal: What the walks go to, for a sentence.
+    """
+
+    name: str
+    stem: str
+    title: str
+    text: str
+    goal: str
+
+
+JOINED = Claim(
+    "S3",
+    "leaf",
     "Any two images are joined on the data leaf",
-    "A digit is joined to a symbol that is not a digit",
-)
-_CLAIMS = (
     "We can connect any two data images.",
+    "the other image",
+)
+MIRRORED = Claim(
+    "S4",
+    "leaf_mirrored",
+    "A digit is joined to a symbol that is not a digit",
     "We can connect a digit to a symbol not in the data set, here a mirrored digit, moving on the "
     "data leaf.",
+    "the mirrored image",
 )
 
 
@@ -52,6 +79,8 @@ class Config:
         stall: Tangent fraction below which the exact scheme has stalled.
         frames: Pictures in a row of the strip, without the target.
         seed: Draws the pairs.
+        start: Place of the start in the test set, for one pair; None to draw it.
+        end: The same of the target.
     """
 
     num_pairs: int = 64
@@ -62,6 +91,8 @@ class Config:
     stall: float = 0.01
     frames: int = 8
     seed: int = 0
+    start: int | None = None
+    end: int | None = None
 
     def options(self) -> dict[str, Any]:
         """Return what `foliax.walk` takes."""
@@ -69,18 +100,39 @@ class Config:
         return {name: getattr(self, name) for name in names}
 
 
-def pairs(dataset: Any, config: Config, *, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Draw start and target images among the test images, no image twice.
+def places(dataset: Any, config: Config, *, mirrored: bool = False) -> tuple[Any, Any]:
+    """Draw the places of starts and targets in the test set, no place twice.
 
-    With `mirrored`, targets are mirrored digits of classes that are no digit when mirrored.
+    With `mirrored`, targets are of classes that leave the data set when mirrored.
+
+    Raises:
+        ValueError: If there are too few test images, or places are given for more than one pair.
     """
-    order = np.random.default_rng(config.seed).permutation(len(dataset.test_x))
-    starts, rest = order[: config.num_pairs], order[config.num_pairs :]
-    if mirrored:
-        rest = rest[np.isin(dataset.test_y[rest], _NO_DIGIT_WHEN_MIRRORED)]
-    if len(rest) < len(starts):
-        raise ValueError(f"num_pairs = {config.num_pairs} is too many for {len(order)} test images")
-    targets = dataset.test_x[rest[: len(starts)]]
+    given = {"start": config.start, "end": config.end}
+    given = {name: place for name, place in given.items() if place is not None}
+    total = len(dataset.test_x)
+    if given and config.num_pairs != 1:
+        raise ValueError(f"start and end name one pair, got them for {config.num_pairs} pairs")
+    for name, place in given.items():
+        if not 0 <= place < total:
+            raise ValueError(f"{name} must be in 0 … {total - 1}, the test images, got {place}")
+    order = np.random.default_rng(config.seed).permutation(total)
+    order = order[~np.isin(order, list(given.values()))]
+    num_starts = 0 if "start" in given else config.num_pairs
+    starts, rest = order[:num_starts], order[num_starts:]
+    if mirrored and dataset.name in _ONE_HANDED:
+        rest = rest[np.isin(dataset.test_y[rest], _ONE_HANDED[dataset.name])]
+    if len(rest) < config.num_pairs:
+        raise ValueError(f"num_pairs = {config.num_pairs} is too many for {total} test images")
+    starts = np.array([given["start"]]) if "start" in given else starts
+    ends = np.array([given["end"]]) if "end" in given else rest[: config.num_pairs]
+    return starts, ends
+
+
+def pairs(dataset: Any, config: Config, *, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Draw start and target images among the test images; `mirrored` mirrors the targets."""
+    starts, ends = places(dataset, config, mirrored=mirrored)
+    targets = dataset.test_x[ends]
     if mirrored:
         targets = dataset.mirrored(targets)
     return np.asarray(dataset.test_x[starts]), np.asarray(targets)
@@ -96,20 +148,20 @@ def walk_pairs(model: Any, dataset: Any, xs: Any, targets: Any, config: Config) 
     }
 
 
-def measure(model: Any, path: Any, xs: Any, targets: Any, std: float) -> dict[str, Any]:
+def measure(model: Any, path: Any, xs: Any, targets: Any, dataset: Any) -> dict[str, Any]:
     """Return how a population of walks ended."""
     start = norms(targets - xs)
     wanted, _ = predict(model, targets)
     reached, _ = predict(model, path.best)
-    return {
-        "ended": endings(path),
+    return statistics(path, dataset) | {
         "residual": quartiles(norms(targets - path.best) / start),
         "residual_at_end": quartiles(norms(targets - path.end) / start),
+        "residual_distance": quartiles(norms(targets - path.best)),
+        "not_arrived": unfinished(path, targets, start),
         "tangent_fraction_at_end": quartiles(path.tangent_fraction[:, -1]),
-        "steps": quartiles(path.num_steps),
         "label_of_target_reached": float(np.mean(np.asarray(wanted) == np.asarray(reached))),
         "dimension": quartiles(path.dimension),
-        "box_excess_pixels": quartiles(path.box_excess.max(axis=1) * std),
+        "box_excess_pixels": quartiles(box_excess(path, dataset)),
         "leaf_defect": quartiles(path.leaf_defect[:, -1]),
     }
 
@@ -121,6 +173,7 @@ def run(
     config: Config,
     *,
     mirrored: bool = False,
+    claim: Claim | None = None,
     paths: dict[str, Any] | None = None,
     models: Mapping[int, Any] | None = None,
 ) -> dict[str, Any]:
@@ -131,17 +184,19 @@ def run(
         dataset: Its data.
         out: Folder for the pictures.
         config: Which pairs are walked, and how far.
-        mirrored: Whether targets are mirrored digits (S4) or test images (S3).
+        mirrored: Whether targets are mirrored (S4) or test images as they are (S3).
+        claim: What the walks are to show, where it is neither of these.
         paths: What `walk_pairs` gave for the same pairs, to spare walking again.
         models: The classifier at other epochs, to see how the residual depends on training.
 
     Returns:
         The section of the report; see `_report.section`.
     """
+    claim = claim or (MIRRORED if mirrored else JOINED)
     xs, targets = pairs(dataset, config, mirrored=mirrored)
     paths = paths or walk_pairs(model, dataset, xs, targets, config)
     numbers: dict[str, Any] = {
-        scheme: measure(model, path, xs, targets, dataset.std) for scheme, path in paths.items()
+        scheme: measure(model, path, xs, targets, dataset) for scheme, path in paths.items()
     }
     start = norms(targets - xs)
     residuals = norms(targets - paths["exact"].best) / start
@@ -159,15 +214,14 @@ def run(
         "shown_median_pair": median,
         "shown_best_pair": best,
     }
-    stem = "leaf_mirrored" if mirrored else "leaf"
-    _draw(model, dataset, paths, targets, (median, best), out / stem, config)
-    _draw_distances(paths, start, out / f"{stem}_distances.png", config)
+    draw(model, dataset, paths, targets, (median, best), out / claim.stem, config)
+    draw_distances(paths, start, out / f"{claim.stem}_distances.png", config)
     return section(
-        title=_TITLES[mirrored],
-        claim=_CLAIMS[mirrored],
-        verdict=_judge(numbers, config, mirrored=mirrored),
+        title=claim.title,
+        claim=claim.text,
+        verdict=_judge(numbers, config, claim.goal),
         numbers=numbers,
-        pictures=_pictures(stem, config),
+        pictures=_pictures(claim.stem, config, len(xs)),
         columns=("", *SCHEMES),
         rows=_rows(),
     )
@@ -181,94 +235,33 @@ def _by_epoch(models: Any, dataset: Any, xs: Any, targets: Any, config: Config) 
             model, xs, targets, dataset.box, scheme="exact", along="leaf", **config.options()
         )
         residual = quartiles(norms(targets - path.best) / start)
-        found[str(epoch)] = {"arrived": endings(path)["arrived"], "residual": residual}
+        arrived = float(np.mean(path.status == foliax.Status.arrived))
+        found[str(epoch)] = {"arrived": arrived, "residual": residual}
     return found
 
 
-def _draw(
-    model: Any,
-    dataset: Any,
-    paths: Any,
-    targets: Any,
-    shown: tuple[int, int],
-    stem: Path,
-    config: Any,
-) -> None:
-    """Draw the strip of the median and the best pair, and a GIF of the median pair."""
-    median, best = shown
-    names = dataset.class_names
-    images, texts, labels = [], [], []
-    for scheme, index, name in (
-        ("exact", median, "median pair\nexact"),
-        ("published", median, "median pair\npublished"),
-        ("exact", best, "best pair\nexact"),
-    ):
-        path = pick(paths[scheme], index)
-        rows = _telling_rows(path, config.frames)
-        label, p = predict(model, targets[index : index + 1])
-        images += [*path.points[rows], targets[index]]
-        texts += [*captions(path, rows, names), caption("target", label[0], p[0], names)]
-        labels.append(name)
-    pixels = dataset.to_pixels(np.asarray(images))
-    viz.strip(pixels, texts, stem.with_suffix(".png"), row_labels=labels)
-    path = pick(paths["exact"], median)
-    rows = live_rows(path, 40)
-    pixels = dataset.to_pixels(path.points[rows])
-    viz.gif(pixels, captions(path, rows, names), stem.with_suffix(".gif"))
-
-
-def _telling_rows(path: Any, count: int) -> list[int]:
-    """Return `count` rows: evenly as long as the path comes nearer, and the last.
-
-    A published walk dithers at its foot for most of its steps, all of which look alike.
-    """
-    rows = live_rows(path)
-    near = path.distance <= path.distance.min() + 0.01 * np.ptp(path.distance)
-    progress = [row for row in rows[:-1] if row <= int(near.argmax())]
-    if len(progress) > count - 1:
-        spread = np.round(np.linspace(0, len(progress) - 1, count - 1)).astype(int)
-        progress = [progress[i] for i in spread]
-    return progress + rows[-1:] * (count - len(progress))
-
-
-def _draw_distances(paths: Any, start: Any, file: Path, config: Any) -> None:
-    """Draw distance against step, and the share of pairs below each residual."""
-    lines, ranks = [], []
-    for scheme, path in paths.items():
-        steps = np.arange(path.distance.shape[1]) * config.save_every
-        low, middle, high = np.quantile(path.distance / start[:, None], (0.25, 0.5, 0.75), axis=0)
-        lines.append(viz.Curve(scheme, steps, middle, low, high))
-        least = np.sort(path.distance.min(axis=1) / start)
-        share = (np.arange(len(least)) + 1) / len(least)
-        ranks.append(viz.Curve(scheme, least, share))
-    needed = np.sort(config.arrival / start)
-    ranks.append(viz.Curve("needed to arrive", needed, share, reference=True))
-    viz.curves(
-        [
-            viz.Panel("Distance to the target, median and quartiles", "step",
-                      "distance / start distance", lines, y_range=(0, 1.05)),
-            viz.Panel("Where the walks end", "least distance / start distance",
-                      "share of pairs at or below", ranks, y_range=(0, 1.03)),
-        ],
-        file,
-    )  # fmt: skip
-
-
-def _judge(numbers: dict[str, Any], config: Config, *, mirrored: bool) -> tuple[str, str]:
+def _judge(numbers: dict[str, Any], config: Config, goal: str) -> tuple[str, str]:
     exact, published = numbers["exact"], numbers["published"]
     share = exact["ended"]["arrived"]
-    goal = "the mirrored digit" if mirrored else "the other image"
+    if numbers["num_pairs"] == 1:
+        return outcome(share), _tell_one(numbers)
     told = (
-        f"Of {numbers['num_pairs']} pairs, {percent(share)} arrive within {config.arrival:g} of "
-        f"{goal} (exact; published: {percent(published['ended']['arrived'])}); "
-        f"{percent(exact['ended']['stalled'])} stall, where the leaf holds less than "
-        f"{percent(config.stall)} of the direction to the target, and "
+        f"Of {numbers['num_pairs']} pairs, {percent(share)} arrive within "
+        f"{config.arrival:g} of {goal} (exact; published: "
+        f"{percent(published['ended']['arrived'])}); {percent(exact['ended']['stalled'])} stall, "
+        f"where the leaf holds less than {percent(config.stall)} of the direction to the target, "
+        f"and "
         f"{percent(exact['ended']['out_of_steps'])} run out of steps. The nearest point has a "
         f"median of {percent(exact['residual']['median'])} of the start distance left "
         f"({percent(exact['residual']['least'])} to {percent(exact['residual']['largest'])}; "
         f"published: {percent(published['residual']['median'])}); a random flat leaf of the same "
         f"dimension would leave {percent(numbers['flat_random_leaf'])}. There the model gives the "
-        f"label of the target in {percent(exact['label_of_target_reached'])} of pairs."
+        f"label of the target in {percent(exact['label_of_target_reached'])} of pairs. The "
+        f"estimate of noise stays within {exact['noise']['same']:g} of that of the start in "
+        f"{percent(exact['noise']['share_kept'])} of pairs (published: "
+        f"{percent(published['noise']['share_kept'])}), with flat ground counted in "
+        f"{percent(exact['noise_of_whole']['share_kept'])} "
+        f"({percent(published['noise_of_whole']['share_kept'])})."
     )
     if numbers["by_epoch"]:
         told += (
@@ -284,19 +277,43 @@ def _judge(numbers: dict[str, Any], config: Config, *, mirrored: bool) -> tuple[
     return outcome(share), told
 
 
-def _pictures(stem: str, config: Config) -> list[tuple[str, str]]:
+def _tell_one(numbers: dict[str, Any]) -> str:
+    told = []
+    for scheme in SCHEMES:
+        found = numbers[scheme]
+        (end,) = (name for name, share in found["ended"].items() if share)
+        noise = found["noise"]
+        told.append(
+            f"With the {scheme} scheme the walk ends after {found['steps']['median']:.0f} steps "
+            f"({end.replace('_', ' ')}) with {percent(found['residual']['median'])} of the start "
+            f"distance left, {'with' if found['label_of_target_reached'] else 'without'} the label "
+            f"of the target; the estimate of noise goes from {noise['start']['median']:.3g} to "
+            f"{noise['end']['median']:.3g} of the pixel range."
+        )
+    return " ".join(told)
+
+
+def _pictures(stem: str, config: Config, num_pairs: int) -> list[tuple[str, str]]:
+    shown = (
+        "The pair whose residual is the median of the population, with both schemes, and the best "
+        "pair; each row ends"
+        if num_pairs > 1
+        else "The walk with both schemes; each row ends"
+    )
     return [
         (
             f"{stem}.png",
-            "The pair whose residual is the median of the population, with both schemes, and the "
-            "best pair; each row ends with its target. Pixels outside [0, 1] are clipped for "
-            "display only.",
+            f"{shown} with its target. Pixels outside [0, 1] are clipped for display only.",
         ),
-        (f"{stem}.gif", "The median pair, exact scheme."),
+        (f"{stem}.gif", f"The {'median pair' if num_pairs > 1 else 'same walk'}, exact scheme."),
         (
             f"{stem}_distances.png",
-            f"Distance to the target over {config.max_steps} steps; and the share of pairs whose "
-            "nearest point is at most so far from the target.",
+            f"Distance to the target over {config.max_steps} steps"
+            + (
+                "; and the share of pairs whose nearest point is at most so far from the target."
+                if num_pairs > 1
+                else "."
+            ),
         ),
     ]
 
@@ -311,7 +328,64 @@ def _rows() -> list[tuple[str, ...]]:
         ("tangent fraction at the end, median", "tangent_fraction_at_end.median"),
         ("steps, median", "steps.median"),
         ("share with the target's label", "label_of_target_reached"),
+        ("drift of p, median", "drift_of_p.median"),
+        ("estimated noise at the start, median", "noise.start.median"),
+        ("estimated noise at the end, median", "noise.end.median"),
+        ("share whose noise stays the same", "noise.share_kept"),
+        ("the same, flat ground counted", "noise_of_whole.share_kept"),
         ("excess over the pixel box, largest", "box_excess_pixels.largest"),
         ("length walked off the leaf, median", "leaf_defect.median"),
     )
     return [(label, *(f"{scheme}.{path}" for scheme in SCHEMES)) for label, path in quoted]
+
+
+@dataclass(frozen=True)
+class Command(_command.PairCommand):
+    """Which network, which pairs, and how far they are walked.
+
+    Attributes:
+        flip: Mirror the targets (S4).
+        steps: Steps at most.
+        step: Length of a step, normalised units.
+        save_every: Steps between the points kept.
+        arrival: Distance to the target that counts as arrived, normalised units.
+        stall: Tangent fraction below which the exact scheme has stalled.
+    """
+
+    flip: bool = False
+    steps: int = 1000
+    step: float = 0.1
+    save_every: int = 10
+    arrival: float = 1.0
+    stall: float = 0.01
+    out: Path = Path("out/data_leaf")
+
+    def config(self) -> Config:
+        """Return what `run` takes."""
+        return Config(
+            num_pairs=self.pairs,
+            step=self.step,
+            max_steps=min(self.steps, 60) if self.quick else self.steps,
+            save_every=self.save_every,
+            arrival=self.arrival,
+            stall=self.stall,
+            seed=self.seed,
+            start=self.start,
+            end=self.end,
+        )
+
+
+def measure_command(command: Command) -> _command.Found:
+    """Walk the pairs of a command."""
+    loaded, config = command.load(), command.config()
+    model, dataset = loaded.model, loaded.dataset
+    starts, ends = places(dataset, config, mirrored=command.flip)
+    paths = walk_pairs(model, dataset, *pairs(dataset, config, mirrored=command.flip), config)
+    name = (MIRRORED if command.flip else JOINED).name
+    found = run(model, dataset, command.out, config, mirrored=command.flip, paths=paths)
+    walks = {name: records(paths, dataset, starts, ends)}
+    return _command.Found(loaded, {name: found}, walks)
+
+
+if __name__ == "__main__":
+    _command.main(Command, measure_command, name="data_leaf", description=__doc__)

@@ -1,14 +1,29 @@
-"""S2: trace and rank of the local data matrix during optimisation."""
+"""S2: trace and rank of the local data matrix during optimisation.
+
+    python -m experiments.dynamics --checkpoint out/train --images 100 --out out/dynamics
+    python -m experiments.dynamics --start 3
+
+draws what a training has tracked (`experiments.train`; without a checkpoint, digits are trained
+here), and measures trace and rank at test images, one or many, for every epoch that has a
+checkpoint. Writes pictures, `results.json`, `paths.json` (every image epoch by epoch), `run.json`
+and `report.html`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from experiments._common import FAILS, HOLDS, IN_PART
+import foliax
+from experiments import _command
+from experiments._common import FAILS, HOLDS, IN_PART, Loaded, load, quartiles
 from experiments._report import section
+from experiments._training import Trained, obtain
 from foliax import viz, zoo
 
 _LOOSE = "mean rank above 1 %"
@@ -69,6 +84,7 @@ def run(
     config: Config,
     *,
     loose: Mapping[int, float] | None = None,
+    watched: Mapping[int, Any] | None = None,
 ) -> dict[str, Any]:
     """Draw and judge the dynamics.
 
@@ -78,6 +94,7 @@ def run(
         choice: The checkpoint to mark.
         config: What counts as a fall.
         loose: Mean rank of the test images at a loose tolerance, by epoch.
+        watched: What `watch` gave, to be drawn and reported beside the history.
 
     Returns:
         The section of the report; see `_report.section`.
@@ -88,6 +105,19 @@ def run(
         values = list(loose.values())
         numbers["loose_rank"] = {"first": values[0], "last": values[-1], "by_epoch": dict(loose)}
         more[_LOOSE] = ([int(history.epoch_steps[epoch - 1]) for epoch in loose], values)
+    pictures = [
+        (
+            "dynamics.png",
+            "Mean trace of G over reference images with quartiles, and test accuracy, against the "
+            "optimisation step; right, the share of reference images at each rank, and the mean "
+            "rank of test images counted above 1 % of the largest eigenvalue.",
+        )
+    ]
+    if watched:
+        numbers["test_images"] = _by_epoch(watched)
+        _draw_watched(watched, out / "dynamics_test.png")
+        text = "Trace and rank of G at test images, by epoch: medians and quartiles."
+        pictures.append(("dynamics_test.png", text))
     marks = {"chosen checkpoint": choice.step}
     viz.dynamics(history, out / "dynamics.png", marks=marks, ranks=more)
     return section(
@@ -96,14 +126,7 @@ def run(
         "model must be partially trained.",
         verdict=_judge(numbers, config),
         numbers=numbers,
-        pictures=[
-            (
-                "dynamics.png",
-                "Mean trace of G over reference images with quartiles, and test accuracy, against "
-                "the optimisation step; right, the share of reference images at each rank, and the "
-                "mean rank of test images counted above 1 % of the largest eigenvalue.",
-            )
-        ],
+        pictures=pictures,
         columns=("", "first", "at the peak", "last"),
         rows=[
             ("mean trace", "trace.first", "trace.peak", "trace.last"),
@@ -160,3 +183,111 @@ def _judge(numbers: dict[str, Any], config: Config) -> tuple[str, str]:
         less = f"less than {100 * (1 - config.fall):.3g} %"
         return IN_PART, told + f"It rises; by the end of this training it has fallen by {less}."
     return FAILS, told + "It does not rise from its first value."
+
+
+# --- test images by epoch -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Command(_command.Command):
+    """Which training, and at which test images G is measured.
+
+    Attributes:
+        epochs: Epochs of the training made here, where there is no checkpoint.
+        learning_rate: Its rate.
+        rule: How the partially trained checkpoint is chosen: the first at or after the peak of the
+            mean trace with enough accuracy, the first with enough accuracy, the most accurate, or
+            the epoch named by `epoch`.
+        accuracy: Enough accuracy.
+    """
+
+    epochs: int = 30
+    learning_rate: float = 0.01
+    rule: Literal["peak", "accuracy", "best"] = "peak"
+    accuracy: float = 0.9
+    out: Path = Path("out/dynamics")
+
+
+@jax.jit
+def _at(model: Any, xs: Any) -> dict[str, Any]:
+    def one(x: Any) -> dict[str, Any]:
+        p = jax.nn.softmax(model(x))
+        return {
+            "trace": foliax.trace(model, x),
+            "rank": foliax.rank(model, x),
+            "loose_rank": foliax.rank(model, x, rtol=1e-2),
+            "label": jnp.argmax(p),
+            "probability": jnp.max(p),
+        }
+
+    return jax.lax.map(one, xs, batch_size=4)
+
+
+def watch(trained: Trained, xs: Any) -> dict[int, dict[str, np.ndarray]]:
+    """Measure trace, rank, label and probability at images, for every epoch of a training."""
+    bar = tqdm(trained.epochs, desc="epochs", leave=False, dynamic_ncols=True)
+    return {e: jax.tree.map(np.asarray, _at(trained.model(e), jnp.asarray(xs))) for e in bar}
+
+
+def _by_epoch(watched: Mapping[int, Any]) -> dict[str, Any]:
+    names = ("trace", "rank", "loose_rank", "probability")
+    return {
+        str(epoch): {name: quartiles(found[name]) for name in names}
+        for epoch, found in watched.items()
+    }
+
+
+def _draw_watched(watched: Mapping[int, Any], file: Path) -> None:
+    epochs = list(watched)
+
+    def curve(label: str, name: str) -> viz.Curve:
+        rows = (np.quantile(found[name], (0.25, 0.5, 0.75)) for found in watched.values())
+        low, middle, high = np.stack(list(rows), axis=1)
+        return viz.Curve(label, epochs, middle, low, high)
+
+    traces = [curve("trace of G", "trace")]
+    ranks = [curve("rank of G", "rank"), curve("above 1 % of the largest", "loose_rank")]
+    probability = [curve("of the predicted label", "probability")]
+    viz.curves(
+        [
+            viz.Panel("Trace at test images", "epoch", "trace", traces, log=True),
+            viz.Panel("Rank at test images", "epoch", "rank", ranks, y_range=(0, None)),
+            viz.Panel("Confidence", "epoch", "probability", probability, y_range=(0, 1.03)),
+        ],
+        file,
+    )
+
+
+def measure_command(command: Command) -> _command.Found:
+    """Look at the training of a command."""
+    if command.weights is not None:
+        raise ValueError("weights alone have no training to look at; give a checkpoint")
+    dataset = command.dataset or "digits"
+    if command.checkpoint is not None:
+        dataset = load(command.dataset, checkpoint=command.checkpoint).dataset.name
+    elif dataset != "digits":
+        raise ValueError(f"dataset={dataset!r} needs --checkpoint (a training's folder)")
+    trained = obtain(
+        dataset, epochs=min(command.epochs, 2) if command.quick else command.epochs,
+        learning_rate=command.learning_rate, seed=command.seed, out=command.out,
+        checkpoint="auto" if command.checkpoint is None else str(command.checkpoint),
+    )  # fmt: skip
+    rule = command.rule if command.epoch is None else "epoch"
+    config = Config(rule=rule, accuracy=command.accuracy, epoch=command.epoch)
+    choice = choose(trained.history, config)
+    starts = command.starts(len(trained.dataset.test_x))
+    watched = watch(trained, trained.dataset.test_x[starts])
+    loose = {epoch: float(np.mean(found["loose_rank"])) for epoch, found in watched.items()}
+    found = run(trained.history, command.out, choice, config, loose=loose, watched=watched)
+    words = f"{trained.network}, epoch {choice.epoch}"
+    loaded = Loaded(trained.model(choice.epoch), trained.dataset, words)
+    images = [
+        {"start": int(place), "epoch": list(watched)}
+        | {name: [found[name][i] for found in watched.values()] for name in watched[choice.epoch]}
+        for i, place in enumerate(starts)
+    ]
+    return _command.Found(loaded, {"S2": found}, {"S2": images}, choice.reason)
+
+
+if __name__ == "__main__":
+    _command.main(Command, measure_command, name="dynamics", description=__doc__)

@@ -1,4 +1,12 @@
-"""S6: moving away from the data leaf, along the kernel of G, adds noise and keeps the label."""
+"""S6: moving away from the data leaf, along the kernel of G, adds noise and keeps the label.
+
+    python -m experiments.kernel --start 3 --out out/kernel
+    python -m experiments.kernel --checkpoint out/train --epoch 2 --images 100
+
+drifts with the exact and the published scheme, and writes the strip of the slides (iterations 0,
+125, …, 1000 with label and probability), a GIF, the drift of p, `results.json`, `paths.json`
+(every path point by point), `run.json` and `report.html`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import foliax
+from experiments import _command, _noise
 from experiments._common import (
     captions,
     drifts,
-    endings,
     live_rows,
     outcome,
     percent,
@@ -20,6 +28,7 @@ from experiments._common import (
     predict,
     quartiles,
 )
+from experiments._population import box_excess, records, statistics
 from experiments._report import section
 from foliax import viz
 
@@ -65,24 +74,22 @@ def drift_images(
     }  # fmt: skip
 
 
-def measure(path: Any, labels: Any, std: float) -> dict[str, Any]:
+def measure(path: Any, labels: Any, dataset: Any) -> dict[str, Any]:
     """Return what a population of kernel drifts kept and what it lost."""
     p = np.asarray(jax.nn.softmax(jnp.asarray(path.logits)))
     kept = p.argmax(axis=-1) == np.asarray(labels)[:, None]
-    size = np.sqrt(np.prod(path.points.shape[2:]))
-    return {
-        "ended": endings(path),
-        "steps": quartiles(path.num_steps),
+    return statistics(path, dataset) | {
         "steps_of_stopped": quartiles(path.num_steps[path.status == foliax.Status.boundary]),
         "settled_at_step": quartiles(_settled(path)),
-        "drift_of_p": quartiles(path.drift.max(axis=1)),
         "drift_of_p_at_end": quartiles(path.drift[:, -1]),
         "label_kept": float(kept.all(axis=1).mean()),
         "label_kept_at_end": float(kept[:, -1].mean()),
         "probability_at_start": quartiles(p[:, 0].max(axis=-1)),
         "probability_at_end": quartiles(p[:, -1].max(axis=-1)),
-        "added_rms_pixels": quartiles(path.distance[:, -1] / size * std),
-        "box_excess_pixels": quartiles(path.box_excess.max(axis=1) * std),
+        "added_rms_pixels": quartiles(
+            _noise.rms(path.points[:, -1] - path.points[:, 0], dataset.std)
+        ),
+        "box_excess_pixels": quartiles(box_excess(path, dataset)),
         "leaf_defect": quartiles(path.leaf_defect.max(axis=1)),
     }
 
@@ -119,7 +126,7 @@ def run(
     paths = paths or drift_images(model, dataset, xs, config)
     labels = np.asarray(predict(model, xs)[0])
     shown = int(np.argmax(labels == config.shown_label))  # the first image, where none has it
-    numbers: dict[str, Any] = {s: measure(p, labels, dataset.std) for s, p in paths.items()}
+    numbers: dict[str, Any] = {s: measure(p, labels, dataset) for s, p in paths.items()}
     exact, published = (paths[scheme].drift.max(axis=1) for scheme in SCHEMES)
     numbers |= {
         "num_images": len(exact),
@@ -139,8 +146,8 @@ def run(
         pictures=[
             (
                 "kernel.png",
-                f"The first image labelled {config.shown_label} drifts along the kernel of G "
-                "in a fixed random direction. A path that the pixel box has stopped keeps its "
+                f"{_which(labels, shown, config, dataset.class_names)} drifts along the kernel of "
+                "G in a fixed random direction. A path that the pixel box has stopped keeps its "
                 "last iteration.",
             ),
             ("kernel.gif", "The same drift, exact scheme."),
@@ -155,8 +162,23 @@ def run(
     )
 
 
+def _which(labels: np.ndarray, shown: int, config: Config, names: Any) -> str:
+    """Name the image of the strip."""
+    name = names[int(labels[shown])]
+    if len(labels) == 1:
+        return f"The image, labelled {name},"
+    if labels[shown] == config.shown_label:
+        return f"The first image labelled {name}"
+    return f"The first image, labelled {name},"
+
+
 def _shown(config: Config) -> np.ndarray:
     """Return the rows of a path that the strip shows."""
+    if config.show_every % config.save_every:
+        raise ValueError(
+            f"show_every must be a multiple of save_every = {config.save_every}, "
+            f"got {config.show_every}"
+        )
     steps = np.arange(1 + config.max_steps // config.save_every) * config.save_every
     return np.flatnonzero(steps % config.show_every == 0)
 
@@ -209,16 +231,19 @@ def _draw(dataset: Any, paths: dict[str, Any], shown: int, out: Path, config: Co
 def _judge(numbers: dict[str, Any]) -> tuple[str, str]:
     exact, published = numbers["exact"], numbers["published"]
     share = exact["label_kept"]
+    count = numbers["num_images"]
     told = (
-        f"Of {numbers['num_images']} images, {percent(share)} keep their label along the whole "
+        f"Of {count} image{'s' * (count > 1)}, {percent(share)} keep their label along the whole "
         f"path with the exact scheme and {percent(published['label_kept'])} with the published "
         f"one. The probabilities move by at most {exact['drift_of_p']['largest']:.2g} (median "
         f"{exact['drift_of_p']['median']:.2g}) with the exact scheme, by "
         f"{published['drift_of_p']['largest']:.2g} (median "
         f"{published['drift_of_p']['median']:.2g}) with the published one. The paths add a median "
         f"of {exact['added_rms_pixels']['median']:.2g} of the pixel range per pixel (root mean "
-        f"square); within the pixel box they come no further after a median of "
-        f"{exact['settled_at_step']['median']:.0f} steps (exact) and "
+        f"square), and the estimate of noise goes from {exact['noise']['start']['median']:.2g} to "
+        f"{exact['noise']['end']['median']:.2g} (published: "
+        f"{published['noise']['end']['median']:.2g}); within the pixel box they come no further "
+        f"after a median of {exact['settled_at_step']['median']:.0f} steps (exact) and "
         f"{published['settled_at_step']['median']:.0f} steps (published). "
     )
     if share > published["label_kept"]:
@@ -236,7 +261,56 @@ def _rows() -> list[tuple[str, ...]]:
         ("steps, median", "steps.median"),
         ("no further after step, median", "settled_at_step.median"),
         ("share stopped by the pixel box", "ended.boundary"),
+        ("estimated noise at the start, median", "noise.start.median"),
+        ("estimated noise at the end, median", "noise.end.median"),
         ("added per pixel (rms, pixel range), median", "added_rms_pixels.median"),
         ("excess over the pixel box, largest", "box_excess_pixels.largest"),
     )
     return [(label, *(f"{scheme}.{path}" for scheme in SCHEMES)) for label, path in quoted]
+
+
+@dataclass(frozen=True)
+class Command(_command.Command):
+    """Which network, which images, and how far they drift.
+
+    Attributes:
+        steps: Steps; the slides take 1000.
+        step: Length of a step, normalised units.
+        save_every: Steps between the points kept.
+        show_every: Steps between the pictures of the strip; a multiple of `save_every`.
+        shown_label: Of several images, the strip shows the first with this predicted label.
+    """
+
+    steps: int = 1000
+    step: float = 0.1
+    save_every: int = 5
+    show_every: int = 125
+    shown_label: int = 2
+    out: Path = Path("out/kernel")
+
+    def config(self) -> Config:
+        """Return what `run` takes."""
+        return Config(
+            num_images=self.pairs,
+            step=self.step,
+            max_steps=min(self.steps, 2 * self.show_every) if self.quick else self.steps,
+            save_every=self.save_every,
+            show_every=self.show_every,
+            shown_label=self.shown_label,
+            seed=self.seed,
+        )
+
+
+def measure_command(command: Command) -> _command.Found:
+    """Drift the images of a command."""
+    loaded, config = command.load(), command.config()
+    model, dataset = loaded.model, loaded.dataset
+    starts = command.starts(len(dataset.test_x))
+    xs = dataset.test_x[starts]
+    paths = drift_images(model, dataset, xs, config)
+    found = run(model, dataset, command.out, config, xs=xs, paths=paths)
+    return _command.Found(loaded, {"S6": found}, {"S6": records(paths, dataset, starts)})
+
+
+if __name__ == "__main__":
+    _command.main(Command, measure_command, name="kernel", description=__doc__)

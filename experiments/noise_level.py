@@ -1,4 +1,13 @@
-"""S5: the level of noise along a data leaf, against a path along the kernel."""
+"""S5: the level of noise along a data leaf, against a path along the kernel.
+
+    python -m experiments.noise_level --pairs 100 --out out/noise_level
+    python -m experiments.noise_level --checkpoint out/train --epoch 2 --start 3 --end 17
+
+reads the noise with scikit-image's `estimate_sigma`, with flat ground left out as it does, and with
+flat ground counted (on images below 16 pixels a side, with a Laplacian), calibrates the reading on
+known noise, and writes the picture, `results.json`, `paths.json` (every path point by point),
+`run.json` and `report.html`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _noise, data_leaf, kernel
+from experiments import _command, _noise, data_leaf, kernel
 from experiments._common import FAILS, HOLDS, IN_PART, percent, quartiles
+from experiments._population import records
 from experiments._report import section
 from foliax import viz
 
@@ -25,7 +35,7 @@ class Config:
     """
 
     sigmas: tuple[float, ...] = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-    same: float = 0.025
+    same: float = _noise.SAME
     seed: int = 0
 
 
@@ -38,6 +48,7 @@ def run(
     drift: kernel.Config,
     *,
     path: Any = None,
+    published: Any = None,
     noisy: Any = None,
 ) -> dict[str, Any]:
     """Compare the level of noise along leaf paths and kernel paths from the same images.
@@ -50,6 +61,7 @@ def run(
         leaf: Which pairs are walked.
         drift: How the kernel paths run.
         path: The exact paths of `data_leaf.walk_pairs`, to spare walking again.
+        published: Those of the published scheme, to be read beside them; None to leave them out.
         noisy: The exact paths of `kernel.drift_images` from the starts, likewise.
 
     Returns:
@@ -63,11 +75,14 @@ def run(
     calibration = _noise.calibrate(dataset, config.seed, len(dataset.test_x), config.sigmas)
     told = {
         name: _follow(model, dataset, xs, found)
-        for name, found in (("leaf", path), ("kernel", noisy))
+        for name, found in (("leaf", path), ("kernel", noisy), ("published", published))
+        if found is not None
     }
     end = told["leaf"]["moved"][:, -1]
-    numbers = _measure(told, end, dataset.to_pixels(targets), calibration)
-    _draw(told, calibration, end, out / "noise_level.png")
+    numbers = _measure(told, end, dataset.to_pixels(targets), calibration, config)
+    estimator = _noise.estimator(dataset.shape)
+    numbers["estimator"] = estimator
+    _draw(told, calibration, out / "noise_level.png", estimator)
     return section(
         title="The level of noise along a leaf path",
         claim="Any path starting from one image and going to another goes through data with the "
@@ -77,17 +92,23 @@ def run(
         pictures=[
             (
                 "noise_level.png",
-                "Left, the calibration: mean Laplacian reading of test images with white noise of "
-                "known deviation. Middle, the deviation of white noise that would give the same "
-                "reading as the points of the paths; on the dashed diagonal a displacement looks "
-                "like nothing but white noise. Right, the part of the displacement in the kernel "
-                "of G at the start.",
+                f"Left, the calibration: mean reading ({estimator}) of test images with white "
+                "noise of known deviation. Middle, the deviation of white noise that would give "
+                "the same reading as the points of the paths; on the dashed diagonal a "
+                "displacement looks like nothing but white noise. Right, the part of the "
+                "displacement in the kernel of G at the start.",
             )
         ],
         columns=("", "start", "leaf, end", "kernel, as far", "target"),
         rows=[
-            ("Laplacian reading, mean", *(f"reading.{name}" for name in _PLACES)),
+            (f"{estimator} of the whole image, mean", *(f"reading.{name}" for name in _PLACES)),
+            (f"{estimator}, mean", *(f"estimate.{name}" for name in _PLACES)),
             ("equivalent added noise", *(f"level.{name}" for name in _PLACES)),
+            ("share of pairs with the same reading", "", "kept.leaf", "kept.kernel", ""),
+            (
+                "the same, flat ground left out",
+                "", "kept_by_estimate.leaf", "kept_by_estimate.kernel", "",
+            ),
             ("displacement, median", "", "moved.leaf.median", "moved.kernel.median", ""),
             ("its kernel component, median", "", "noise.leaf.median", "noise.kernel.median", ""),
         ],
@@ -98,18 +119,19 @@ def _follow(model: Any, dataset: Any, xs: Any, path: Any) -> dict[str, np.ndarra
     """Return readings, displacements and their kernel components, each (paths, rows)."""
     parts = _noise.kernel_parts(model, xs, path.points)
     return {
-        "reading": _noise.path_readings(path, dataset),
+        "reading": _noise.path_readings(path, dataset, whole=True),
+        "estimate": _noise.path_readings(path, dataset, whole=False),
         "moved": _noise.rms(path.points - xs[:, None], dataset.std),
         "noise": _noise.rms(parts, dataset.std),
     }
 
 
 def _measure(
-    told: dict[str, Any], end: np.ndarray, targets: Any, calibration: Any
+    told: dict[str, Any], end: np.ndarray, targets: Any, calibration: Any, config: Config
 ) -> dict[str, Any]:
     """Read the ends of the leaf paths, and the kernel paths where they are as far away."""
     every = np.arange(len(end))
-    rows = {"leaf": np.full(len(end), -1)}
+    rows = {name: np.full(len(end), -1) for name in told}
     rows["kernel"] = _noise.at_displacement(told["kernel"]["moved"], end)
     at_end = {
         name: {key: values[every, rows[name]] for key, values in told[name].items()}
@@ -117,15 +139,28 @@ def _measure(
     }
     reading = {"start": told["leaf"]["reading"][:, 0].mean()}
     reading |= {name: at_end[name]["reading"].mean() for name in rows}
-    reading["target"] = _noise.readings(targets).mean()
+    reading["target"] = _noise.whole_readings(targets).mean()
+    estimate = {"start": told["leaf"]["estimate"][:, 0].mean()}
+    estimate |= {name: at_end[name]["estimate"].mean() for name in rows}
+    estimate["target"] = _noise.readings(targets).mean()
     base = calibration.sigma(reading["start"])
+    changes, plain = (
+        {name: at_end[name][key] - told["leaf"][key][:, 0] for name in rows}
+        for key in ("reading", "estimate")
+    )
     return {
         "num_pairs": len(end),
         "calibration": {"sigma": calibration.sigmas, "reading": calibration.means},
         "reading": reading,
+        "estimate": estimate,
         "level": {name: float(calibration.sigma(r) - base) for name, r in reading.items()},
         "moved": {name: quartiles(at_end[name]["moved"]) for name in rows},
         "noise": {name: quartiles(at_end[name]["noise"]) for name in rows},
+        "change": {name: quartiles(change) for name, change in changes.items()},
+        "kept": {name: np.mean(np.abs(change) <= config.same) for name, change in changes.items()},
+        "kept_by_estimate": {
+            name: np.mean(np.abs(change) <= config.same) for name, change in plain.items()
+        },
         "leaf_reads_less": float(np.mean(at_end["leaf"]["reading"] < at_end["kernel"]["reading"])),
     }
 
@@ -140,9 +175,10 @@ def _profile(told: dict[str, np.ndarray], grid: np.ndarray, key: str) -> np.ndar
     return np.stack(profiles)
 
 
-def _draw(told: dict[str, Any], calibration: Any, end: np.ndarray, file: Path) -> None:
-    # Up to where half of the leaf paths still go: a mean over few says little.
-    grid = np.linspace(0, np.median(end), 24)
+def _draw(told: dict[str, Any], calibration: Any, file: Path, estimator: str) -> None:
+    # Up to where half of the paths still go: a mean over few says little.
+    reach = [np.median(told[name]["moved"].max(axis=1)) for name in ("leaf", "kernel")]
+    grid = np.linspace(0, min(reach), 24)
     levels, parts = [], []
     for name in ("leaf", "kernel"):
         mean = np.nanmean(_profile(told[name], grid, "reading"), axis=0)
@@ -155,7 +191,7 @@ def _draw(told: dict[str, Any], calibration: Any, end: np.ndarray, file: Path) -
     known = viz.Curve("test images", calibration.sigmas, calibration.means)
     viz.curves(
         [
-            viz.Panel("Calibration", "deviation of added noise", "mean Laplacian reading", [known]),
+            viz.Panel("Calibration", "deviation of added noise", f"mean {estimator}", [known]),
             viz.Panel("Equivalent noise", "displacement (rms, pixel range)",
                       "added noise (pixel range)", levels),
             viz.Panel("Kernel component", "displacement (rms, pixel range)",
@@ -172,8 +208,14 @@ def _judge(numbers: dict[str, Any], config: Config) -> tuple[str, str]:
         f"At the end of the leaf paths, a median of {moved['leaf']['median']:.3g} of the pixel "
         f"range away (root mean square), images read like their starts with white noise of "
         f"{level['leaf']:.3g} added; kernel paths as far away read {level['kernel']:.3g}. "
-        f"The leaf path reads less than the kernel path in "
-        f"{percent(numbers['leaf_reads_less'])} of {numbers['num_pairs']} pairs. The part of its "
+        f"Pair by pair, the reading ({numbers['estimator']} of the whole image) at the end of the "
+        f"leaf path is within {config.same:g} of that of the start in "
+        f"{percent(numbers['kept']['leaf'])} of {numbers['num_pairs']} (along the kernel as far: "
+        f"{percent(numbers['kept']['kernel'])}; with flat ground left out "
+        f"{percent(numbers['kept_by_estimate']['leaf'])} and "
+        f"{percent(numbers['kept_by_estimate']['kernel'])}), "
+        f"and below that of the kernel path in {percent(numbers['leaf_reads_less'])}. The part of "
+        f"the leaf's "
         f"displacement in the kernel of G at the start is {percent(share)} as long as the whole. "
     )
     if abs(level["leaf"]) <= config.same:
@@ -184,3 +226,44 @@ def _judge(numbers: dict[str, Any], config: Config) -> tuple[str, str]:
         "The level is not the same, and it rises more than half as much as along the kernel: to "
         "this estimate, what the leaf adds looks like noise."
     )
+
+
+@dataclass(frozen=True)
+class Command(_command.PairCommand):
+    """Which network, which pairs, and how far they are walked.
+
+    Attributes:
+        steps: Steps at most, on the leaf and along the kernel.
+        step: Length of a step, normalised units.
+        save_every: Steps between the points kept.
+    """
+
+    steps: int = 1000
+    step: float = 0.1
+    save_every: int = 10
+    out: Path = Path("out/noise_level")
+
+
+def measure_command(command: Command) -> _command.Found:
+    """Read the noise along the paths of a command."""
+    steps = min(command.steps, 60) if command.quick else command.steps
+    size: dict[str, Any] = {"step": command.step, "max_steps": steps}
+    size |= {"save_every": command.save_every, "seed": command.seed}
+    leaf = data_leaf.Config(num_pairs=command.pairs, start=command.start, end=command.end, **size)
+    drift = kernel.Config(**size)
+    loaded, config = command.load(), Config(seed=command.seed)
+    model, dataset = loaded.model, loaded.dataset
+    xs, targets = data_leaf.pairs(dataset, leaf)
+    paths = data_leaf.walk_pairs(model, dataset, xs, targets, leaf)
+    noisy = kernel.drift_images(model, dataset, xs, drift, schemes=("exact",))["exact"]
+    found = run(
+        model, dataset, command.out, config, leaf, drift,
+        path=paths["exact"], published=paths["published"], noisy=noisy,
+    )  # fmt: skip
+    starts, ends = data_leaf.places(dataset, leaf)
+    walks = records(paths, dataset, starts, ends) + records({"kernel": noisy}, dataset, starts)
+    return _command.Found(loaded, {"S5": found}, {"S5": walks})
+
+
+if __name__ == "__main__":
+    _command.main(Command, measure_command, name="noise_level", description=__doc__)

@@ -93,6 +93,64 @@ def test_strip_refuses_what_does_not_fit(tmp_path, images, captions, options, me
     assert not list(tmp_path.iterdir())
 
 
+def test_strip_leaves_a_gap_for_what_is_missing(tmp_path):
+    images = np.zeros((3, 8, 8))
+    whole = viz.strip(images, [""] * 3, tmp_path / "whole.png")
+    images[1] = np.nan
+    gap = viz.strip(images, [""] * 3, tmp_path / "gap.png")
+    assert size(gap) == size(whole)
+    with Image.open(gap) as picture:
+        middle = picture.convert("RGB").getpixel((picture.width // 2, picture.height // 3))
+    assert min(middle) > 240  # the ground, where a black image would be
+
+
+def test_signed_images_lie_around_the_ground():
+    images = np.array([[[-2.0, 0.0], [1.0, 2.0]]])
+    found = viz.signed(images)
+    assert found.shape == (1, 2, 2, 3)
+    assert found[0, 0, 0, 2] > found[0, 0, 0, 0]  # blue below
+    assert found[0, 1, 1, 0] > found[0, 1, 1, 2]  # orange above
+    assert found[0, 0, 1].min() > 0.95
+    colour = viz.signed(RNG.standard_normal((2, 4, 4, 3)))
+    assert colour.min() >= 0
+    assert colour.max() <= 1
+    np.testing.assert_array_equal(viz.signed(np.zeros((1, 2, 2, 3))), 0.5)
+    with pytest.raises(ValueError, match=r"got shape \(2, 2\)"):
+        viz.signed(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (3, 4, 8, 8, 3)])
+def test_leaf_map_colours_labels(tmp_path, shape):
+    labels = np.repeat([[0, 0, 1, 1]], 3, axis=0)
+    path = viz.leaf_map(
+        RNG.random(shape), labels, np.ones((3, 4)), tmp_path / "map.png",
+        class_names=("a", "b"), x_label="first", y_label="second", title="A map", mark=(1, 1),
+    )  # fmt: skip
+    with Image.open(path) as picture:
+        colors = {c for _, c in picture.convert("RGB").getcolors(1 << 20)}
+    for label in (0, 1):
+        wanted = tuple(int(viz.CLASSES[label][i : i + 2], 16) for i in (1, 3, 5))
+        assert wanted in colors
+    assert corner(path)[3] == 255
+
+
+def test_leaf_map_refuses_what_does_not_fit(tmp_path):
+    names, path = ("a", "b"), tmp_path / "map.png"
+    with pytest.raises(ValueError, match=r"got shapes \(2, 2, 8, 8\), \(2, 3\) and \(2, 2\)"):
+        viz.leaf_map(
+            np.zeros((2, 2, 8, 8)), np.zeros((2, 3)), np.ones((2, 2)), path, class_names=names
+        )
+    with pytest.raises(ValueError, match="labels must lie in 0 … 1, the class_names, got 0 … 2"):
+        viz.leaf_map(np.zeros((1, 2, 8, 8)), [[0, 2]], np.ones((1, 2)), path, class_names=names)
+
+
+def test_regions_are_found_once():
+    from foliax.viz.map import _regions
+
+    labels = np.array([[0, 0, 1], [1, 0, 1], [1, 0, 0]])
+    assert _regions(labels) == [(0, 0), (0, 2), (1, 0)]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gif_has_a_frame_per_image_and_rests_on_the_last(tmp_path, channels):
     images = RNG.random((7, 8, 8, channels))
@@ -152,6 +210,20 @@ def test_curves_draw_panels_side_by_side(tmp_path):
     single = size(viz.curves(panel, tmp_path / "one.png"))
     double = size(viz.curves([panel, panel], tmp_path / "two.png"))
     assert double[0] > 1.4 * single[0]
+
+
+def test_dots_stand_for_cases_with_names(tmp_path):
+    dots = viz.Curve("cases", [0, 1], [0.4, 0.6], [0.3, 0.5], [0.5, 0.7], dots=True)
+    panel = viz.Panel("Cases", "", "share", [dots], x_names=("one", "two"))
+    line = viz.Panel("Cases", "", "share", [viz.Curve("cases", [0, 1], [0.4, 0.6])])
+    named = viz.curves(panel, tmp_path / "named.png")
+    assert named.read_bytes() != viz.curves(line, tmp_path / "line.png").read_bytes()
+
+
+def test_spectrum_of_many_pixels_is_drawn(tmp_path):
+    values = 10.0 ** -np.arange(9.0)
+    dense = np.concatenate([values, 1e-17 * RNG.standard_normal(775)])
+    assert viz.spectrum(values, tmp_path / "many.png", num_classes=10, dense=dense).exists()
 
 
 def test_pictures_leave_no_drafts_and_no_global_style(tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures of images: strips in the slides' layout, and GIFs."""
+"""Pictures of images: strips in the slides' layout, signed images, and GIFs."""
 
 import math
 import os
@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from foliax.viz.style import GRID, INK, PAPER, figure, written
+from foliax.viz.style import GRID, INK, PALETTE, PAPER, figure, written
 
-__all__ = ["gif", "strip"]
+__all__ = ["as_pictures", "gif", "show", "signed", "strip", "write"]
 
 # In inches: an image with its gap, a line of its caption, the column of the row labels.
 _CELL, _LINE, _LABEL = 1.12, 0.145, 1.05
@@ -35,7 +36,7 @@ def strip(
 
     Args:
         images: (N, H, W), (N, H, W, 1) or (N, H, W, 3) in pixel units [0, 1]; what lies outside
-            is clipped, for display only.
+            is clipped, for display only. An image that is not a number anywhere leaves a gap.
         captions: N texts of one or more lines, e.g. iteration, predicted label, probability.
         path: The PNG to write.
         columns: Images in a row; None for at most nine, in rows of nearly equal length. With
@@ -56,7 +57,9 @@ def strip(
         ...     strip(np.zeros((2, 8, 8)), ["one", "two"], f"{folder}/zeros.png").name
         'zeros.png'
     """
-    pictures = _as_pictures(images)
+    pictures = as_pictures(images)
+    missing: Any = np.isnan(np.asarray(images, dtype=float))
+    gaps = missing.reshape(len(pictures), -1).all(axis=1)
     _check_captions(captions, len(pictures))
     columns = _columns(len(pictures), columns, len(row_labels))
     rows = math.ceil(len(pictures) / columns)
@@ -66,17 +69,18 @@ def strip(
     height = head + rows * row_height
     with figure(path, left + columns * _CELL + 0.08, height) as drawn:
         if title:
-            _write(drawn, 0.12, height - 0.24, title, fontsize=10)
+            write(drawn, 0.12, height - 0.24, title, fontsize=10)
         for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
             row, column = divmod(i, columns)
             x, top = left + column * _CELL, height - head - row * row_height
-            _show(drawn, picture, x, top)
+            if not gaps[i]:
+                show(drawn, picture, x + _GAP, top - _GAP, _CELL - 2 * _GAP)
             for k, line in enumerate(caption.split("\n")):
                 at = top - _CELL - 0.1 - k * _LINE
-                _write(drawn, x + _CELL / 2, at, line, fontsize=7.2, ha="center")
+                write(drawn, x + _CELL / 2, at, line, fontsize=7.2, ha="center")
         for row, label in enumerate(row_labels):
             at = height - head - row * row_height - _CELL / 2
-            _write(drawn, 0.12, at, label, fontsize=8.5, va="center", linespacing=1.3)
+            write(drawn, 0.12, at, label, fontsize=8.5, va="center", linespacing=1.3)
     return Path(path)
 
 
@@ -110,7 +114,7 @@ def gif(
         ...     gif(np.zeros((2, 8, 8)), ["one", "two"], f"{folder}/zeros.gif").name
         'zeros.gif'
     """
-    pictures = _as_pictures(images)
+    pictures = as_pictures(images)
     _check_captions(captions, len(pictures))
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
@@ -126,7 +130,41 @@ def gif(
     return written(path, save)
 
 
-def _as_pictures(images: Any) -> np.ndarray:
+def signed(images: Any) -> np.ndarray:
+    """Return signed images, such as eigenvectors of G, as pictures around a neutral ground.
+
+    Each is scaled by its largest absolute value. Grey ones go from blue (negative) over the ground
+    of the pages to orange (positive); of colour, each channel goes from 0 over 1/2 to 1.
+
+    Args:
+        images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), of any scale and sign.
+
+    Returns:
+        (N, H, W, 3) in [0, 1], for `strip` or `gif`.
+
+    Raises:
+        ValueError: If the shape is another one.
+
+    Example:
+        >>> import numpy as np
+        >>> signed(np.array([[[-2.0, 0.0, 2.0]]]))[0, 0, :, 2].round(2).tolist()
+        [0.7, 0.96, 0.0]
+    """
+    values = np.asarray(images, dtype=float)
+    values = values[..., None] if values.ndim == 3 else values
+    if values.ndim != 4 or values.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"images must be (N, H, W), (N, H, W, 1) or (N, H, W, 3), got shape {np.shape(images)}"
+        )
+    largest = np.abs(values).max(axis=(1, 2, 3), keepdims=True)
+    values = values / np.where(largest > 0, largest, 1)
+    if values.shape[-1] == 3:
+        return (values + 1) / 2
+    ground, low, high = (np.array(to_rgb(color)) for color in (PAPER, PALETTE[0], PALETTE[1]))
+    return ground + np.abs(values) * np.where(values < 0, low - ground, high - ground)
+
+
+def as_pictures(images: Any) -> np.ndarray:
     """Return (N, H, W, 1 or 3) in [0, 1]."""
     pictures = np.asarray(images, dtype=float)
     if pictures.ndim == 3:
@@ -157,24 +195,24 @@ def _columns(count: int, wanted: int | None, num_labels: int) -> int:
     return wanted or math.ceil(count / math.ceil(count / _LONGEST_ROW))
 
 
-def _write(drawn: Figure, x: float, y: float, text: str, **style: Any) -> None:
+def write(drawn: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Write at a place in inches from the lower left corner."""
     width, height = drawn.get_size_inches()
     drawn.text(x / width, y / height, text, **style)
 
 
-def _show(drawn: Figure, picture: np.ndarray, x: float, top: float) -> None:
-    """Show one image in the cell whose upper left corner is at (x, top), in inches."""
+def show(
+    drawn: Figure, picture: np.ndarray, x: float, top: float, side: float, *, edge: Any = GRID
+) -> None:
+    """Show one image in a square whose upper left corner is at (x, top), in inches."""
     width, height = drawn.get_size_inches()
-    side = _CELL - 2 * _GAP
-    place = ((x + _GAP) / width, (top - _CELL + _GAP) / height, side / width, side / height)
-    axes: Axes = drawn.add_axes(place)
+    axes: Axes = drawn.add_axes((x / width, (top - side) / height, side / width, side / height))
     pixels = picture[..., 0] if picture.shape[-1] == 1 else picture
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     for spine in axes.spines.values():
-        spine.set(visible=True, color=GRID, linewidth=0.6)
+        spine.set(visible=True, color=edge, linewidth=0.6)
 
 
 def _coded(frames: Sequence[Image.Image], *, grey: bool) -> list[Image.Image]:

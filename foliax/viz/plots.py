@@ -17,6 +17,7 @@ from foliax.viz.style import PALETTE, PAPER, SOFT, figure
 
 __all__ = ["Curve", "Panel", "curves", "dynamics", "spectrum"]
 
+_MANY = 10  # times C eigenvalues, from which on their index is logarithmic
 _EDGES = {"linestyle": "--", "linewidth": 1.0, "color": SOFT}
 # From paper to the first colour: an empty cell is the ground itself.
 _SHARES = LinearSegmentedColormap.from_list("shares", [PAPER, "#9cc3dd", PALETTE[0], "#00304d"])
@@ -33,6 +34,7 @@ class Curve:
         low: Lower edge of a band around y, or None.
         high: Upper edge, or None.
         reference: Draw it grey and dashed: something to compare with, not a measurement.
+        dots: Draw points with bars from low to high, not a line with a band: cases, not a course.
     """
 
     label: str
@@ -41,6 +43,7 @@ class Curve:
     low: Any = None
     high: Any = None
     reference: bool = False
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Panel:
         curves: The lines; the n-th takes the n-th colour of `PALETTE`.
         log: Logarithmic y.
         y_range: Limits of y; None, or None in place of a limit, fits the curves.
+        x_names: What is written at x = 0, 1, …, where these are no numbers but cases.
     """
 
     title: str
@@ -62,6 +66,7 @@ class Panel:
     curves: Sequence[Curve]
     log: bool = False
     y_range: tuple[int | float | None, int | float | None] | None = None
+    x_names: Sequence[str] = ()
 
 
 def dynamics(
@@ -147,7 +152,12 @@ def spectrum(
         axes.axvline(num_classes - 0.5, **_EDGES, label=f"bound: rank ≤ C - 1 = {num_classes - 1}")
         axes.set_yscale("log")
         axes.set(xlabel="index", ylabel="eigenvalue (nats per squared input unit)", title=title)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if (
+            dense is not None and np.size(dense) > _MANY * num_classes
+        ):  # the cliff would stick to the edge
+            axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right")
     return Path(path)
 
@@ -171,10 +181,18 @@ def curves(panels: Panel | Sequence[Panel], path: str | os.PathLike) -> Path:
             for curve in panel.curves:
                 _draw_curve(axes, curve, SOFT if curve.reference else next(colors))
             axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title)
+            if all(np.asarray(curve.x).dtype.kind in "iu" for curve in panel.curves):
+                axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            if panel.x_names:
+                turned: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+                axes.set_xticks(range(len(panel.x_names)), panel.x_names, **turned)
             if panel.log:
                 axes.set_yscale("log")
             if panel.y_range:
                 axes.set_ylim(*panel.y_range)
+                low, high = axes.get_ylim()
+                if panel.y_range[1] is None:  # the margin was that of the curves alone
+                    axes.set_ylim(low, high + 0.05 * (high - low))
             if len(panel.curves) > 1:
                 axes.legend(loc="best")
         drawn.tight_layout(pad=0.8, w_pad=1.6)
@@ -183,6 +201,11 @@ def curves(panels: Panel | Sequence[Panel], path: str | os.PathLike) -> Path:
 
 def _draw_curve(axes: Axes, curve: Curve, color: str) -> None:
     x, y = np.asarray(curve.x, dtype=float), np.asarray(curve.y, dtype=float)
+    if curve.dots:
+        axes.plot(x, y, "o", ms=4.5, color=color, label=curve.label)
+        if curve.low is not None and curve.high is not None:
+            axes.vlines(x, curve.low, curve.high, color=color, lw=1.3)
+        return
     if curve.low is not None and curve.high is not None:
         axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.18, lw=0)
     style = {"linestyle": "--", "linewidth": 1.2} if curve.reference else {}

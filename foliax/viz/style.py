@@ -12,6 +12,11 @@ from matplotlib.figure import Figure
 
 INK, SOFT, PAPER, GRID = "#22262b", "#5c646d", "#f7f7f4", "#d5d7d6"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Ten that can be told apart with any colour vision, for classes: Paul Tol's "muted", grey last.
+CLASSES = (
+    "#332288", "#DDCC77", "#117733", "#88CCEE", "#CC6677",
+    "#AA4499", "#44AA99", "#999933", "#882255", "#5F5F5C",
+)  # fmt: skip
 STYLE: Any = {
     "figure.dpi": 150,
     "savefig.dpi": 150,

@@ -188,17 +188,17 @@ def test_section_refuses_to_quote_what_was_not_measured():
 def test_laplacian_reads_white_noise_and_ignores_slopes():
     x = np.linspace(0, 1, 32)
     slope = (x[:, None] + 2 * x)[None, ..., None]
-    assert _noise.readings(slope)[0] == pytest.approx(0, abs=1e-12)
+    assert _noise.laplacian(slope)[0] == pytest.approx(0, abs=1e-12)
     noise = np.random.default_rng(0).normal(0, 0.1, (20, 32, 32, 1))
     # 20 · 900 filtered pixels: the mean reading is known to about 1 %.
-    assert _noise.readings(slope + noise).mean() == pytest.approx(0.1, rel=0.03)
+    assert _noise.laplacian(slope + noise).mean() == pytest.approx(0.1, rel=0.03)
 
 
 def test_calibration_gives_back_the_noise_added():
     data = zoo.load_digits()
     known = _noise.calibrate(data, 0, 360, (0.0, 0.1, 0.2, 0.3))
     noisy = data.noisy(data.test_x, 0.15, jax.random.key(9))
-    reading = _noise.readings(data.to_pixels(noisy)).mean()
+    reading = _noise.whole_readings(data.to_pixels(noisy)).mean()
     assert known.sigma(reading) == pytest.approx(0.15, abs=0.02)
 
 

@@ -1,0 +1,270 @@
+"""Every command of the slides runs small, alone and over a population, and writes what it says."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tyro
+from flax import nnx
+from PIL import Image
+
+from experiments import _command, data_leaf, dynamics, kernel, leaf_map, noise_leaf, noise_level
+from experiments._common import load, papers_network, walks
+from experiments._population import box_excess
+from foliax import zoo
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# The same lengths in all, so that they share compiled programs.
+SIZES = {"steps": 20, "save_every": 5}
+LEAF = data_leaf.Command(pairs=2, **SIZES)
+COMMANDS = {
+    "data_leaf": (data_leaf, LEAF, "S3"),
+    "flipped": (data_leaf, replace(LEAF, pairs=1, flip=True, start=3), "S4"),
+    "noise_level": (noise_level, noise_level.Command(pairs=2, **SIZES), "S5"),
+    "kernel": (kernel, kernel.Command(pairs=2, show_every=10, **SIZES), "S6"),
+    # 0.09 of noise on digits are twenty kernel steps.
+    "noise_leaf": (noise_leaf, noise_leaf.Command(noise=0.09, start=3, end=5, **SIZES), "S7"),
+}
+
+
+@pytest.fixture(params=COMMANDS)
+def ran(request, tmp_path):
+    """Return the name of a command, its output folder, the claim, and what it returned."""
+    module, command, claim = COMMANDS[request.param]
+    command = replace(command, out=tmp_path)
+    with jax.enable_x64(False):
+        results = _command.perform(command, module.measure_command, title=request.param)
+    return request.param, tmp_path, claim, results
+
+
+def test_a_command_writes_numbers_pictures_and_every_point(ran):
+    name, out, claim, results = ran
+    written = json.loads((out / "results.json").read_text())
+    assert written["setting"]["test_accuracy"] == pytest.approx(0.944, abs=0.01)
+    assert written["setting"]["pairs"] == COMMANDS[name][1].pairs
+    section = written["claims"][claim]
+    assert section["outcome"] == results["claims"][claim]["outcome"]
+    for picture in section["pictures"]:
+        with Image.open(out / picture["file"]) as image:
+            assert min(image.size) > 100
+    for file in ("run.json", "report.html", "report.md"):
+        assert (out / file).stat().st_size > 100
+    paths = json.loads((out / "paths.json").read_text())[claim]
+    kinds = {path["kind"] for path in paths}
+    assert len(paths) == len(kinds) * COMMANDS[name][1].pairs
+    assert len(kinds) >= 2
+    for path in paths:
+        assert path["step"][0] == 0
+        assert path["step"][-1] == path["num_steps"]
+        assert len({len(path[key]) for key in ("step", "label", "probability", "noise")}) == 1
+        assert all(0 < p <= 1 for p in path["probability"])
+
+
+def test_a_population_says_how_walks_ended(tmp_path):
+    with jax.enable_x64(False):
+        command = replace(LEAF, out=tmp_path)
+        found = _command.perform(command, data_leaf.measure_command, title="leaf")
+    for scheme in ("exact", "published"):
+        numbers = found["claims"]["S3"]["numbers"][scheme]
+        assert sum(numbers["ended"].values()) == pytest.approx(1)
+        left = numbers["not_arrived"]
+        assert left["count"] == 2
+        assert 0 < left["residual"]["median"] < 1
+        assert 0 <= left["tangent_fraction"]["median"] <= 1
+        assert numbers["noise"]["estimator"] == "Laplacian"
+        assert numbers["noise"]["along"]["step"][0] == 0
+        assert numbers["drift_of_p"]["median"] > 0
+
+
+def test_a_pair_is_the_one_that_is_named():
+    data = zoo.load_digits()
+    config = data_leaf.Config(num_pairs=1, start=3, end=17)
+    xs, targets = data_leaf.pairs(data, config)
+    np.testing.assert_array_equal(xs[0], data.test_x[3])
+    np.testing.assert_array_equal(targets[0], data.test_x[17])
+    _, flipped = data_leaf.pairs(data, config, mirrored=True)
+    np.testing.assert_array_equal(flipped[0], data.test_x[17][:, ::-1])
+    starts, ends = data_leaf.places(data, replace(config, end=None), mirrored=True)
+    assert starts.tolist() == [3]
+    assert data.test_y[ends[0]] in (2, 3, 4, 5, 6, 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_pairs": 2}, "name one pair, got them for 2"),
+        ({"start": 360}, r"start must be in 0 … 359"),
+        ({"start": None, "end": None, "num_pairs": 300}, "too many for 360"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(change, message):
+    config = replace(data_leaf.Config(num_pairs=1, start=3, end=17), **change)
+    with pytest.raises(ValueError, match=message):
+        data_leaf.pairs(zoo.load_digits(), config)
+
+
+def test_starts_are_drawn_or_named():
+    command = _command.Command(pairs=3, seed=1)
+    assert len(set(command.starts(360).tolist())) == 3
+    leaf, _ = data_leaf.places(zoo.load_digits(), data_leaf.Config(num_pairs=3, seed=1))
+    np.testing.assert_array_equal(command.starts(360), leaf)
+    assert replace(command, pairs=1, start=7).starts(360).tolist() == [7]
+    with pytest.raises(ValueError, match="start names one image, got it for 3"):
+        replace(command, start=7).starts(360)
+
+
+def test_the_command_line_takes_images_for_pairs():
+    command = tyro.cli(kernel.Command, args=["--images", "4", "--dataset", "digits"])
+    assert (command.pairs, command.dataset) == (4, "digits")
+
+
+def test_strips_need_rows_that_are_kept():
+    with pytest.raises(ValueError, match="show_every must be a multiple of save_every = 5, got 7"):
+        kernel._shown(kernel.Config(show_every=7))
+
+
+def test_noise_grows_with_the_size_of_an_image():
+    grey, colour = (zoo.load_digits(), colourful())
+    few = noise_leaf.noise_steps(grey, 0.2, step=0.1, save_every=5)
+    many = noise_leaf.noise_steps(colour, 0.2, step=0.1, save_every=5)
+    assert few % 5 == many % 5 == 0
+    assert few < many
+
+
+def test_the_map_of_the_leaf_has_its_start_in_the_middle(tmp_path):
+    command = leaf_map.Command(start=3, half=1, spacing=0.5, out=tmp_path)
+    with jax.enable_x64(False):
+        loaded = command.load()
+        found, (survey,) = leaf_map.run(
+            loaded.model, loaded.dataset, tmp_path, leaf_map.Config(half=1, spacing=0.5),
+            loaded.dataset.test_x[[3]],
+        )  # fmt: skip
+    assert survey.labels.shape == survey.probabilities.shape == (3, 3)
+    np.testing.assert_array_equal(survey.points[1, 1], loaded.dataset.test_x[3])
+    steps = np.linalg.norm((survey.points[:, 1] - survey.points[1, 1]).reshape(3, -1), axis=1)
+    np.testing.assert_allclose(steps, [0.5, 0, 0.5], rtol=0.1)  # the path may bend
+    assert found["numbers"]["nearest_over_start"]["least"] > 0
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "leaf_map.png", "eigenvectors.png", "spectrum.png",
+    }  # fmt: skip
+
+
+def test_dense_eigenvalues_show_the_cliff():
+    values = leaf_map.dense_eigenvalues(zoo.load("digits_mlp"), zoo.load_digits().test_x[0])
+    assert values.shape == (64,)
+    assert values[8] > 1e6 * np.abs(values[9:]).max()
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """Return the folder of a training of two epochs."""
+    out = tmp_path_factory.mktemp("training")
+    model = zoo.MLP((64, 8, 10), rngs=nnx.Rngs(0))
+    config = zoo.TrainConfig(epochs=2, track_per_epoch=2, reference_size=16)
+    with jax.enable_x64(False):
+        zoo.train(model, zoo.load_digits(), config, out=out, progress=False)
+    return out
+
+
+def test_dynamics_follows_test_images_over_the_epochs(training, tmp_path):
+    command = dynamics.Command(checkpoint=training, pairs=3, out=tmp_path)
+    with jax.enable_x64(False):
+        results = _command.perform(command, dynamics.measure_command, title="dynamics")
+    watched = results["claims"]["S2"]["numbers"]["test_images"]
+    assert list(watched) == ["1", "2"]
+    assert watched["1"]["rank"]["largest"] <= 9
+    (first, *rest) = json.loads((tmp_path / "paths.json").read_text())["S2"]
+    assert len(rest) == 2
+    assert first["epoch"] == [1, 2]
+    assert len(first["trace"]) == len(first["probability"]) == 2
+    assert (tmp_path / "dynamics_test.png").exists()
+
+
+def test_an_epoch_is_loaded_with_its_data(training):
+    loaded = load(checkpoint=training, epoch=1)
+    assert loaded.dataset.name == "digits"
+    assert loaded.network == f"MLP 64-8-10, relu, epoch 1 of {training.name}"
+    newest = load("digits", checkpoint=training)
+    assert newest.network.endswith(f"epoch 2 of {training.name}")
+    different = np.asarray(newest.model.layers[0].kernel) != np.asarray(
+        loaded.model.layers[0].kernel
+    )
+    assert different.any()
+
+
+def test_weights_of_pytorch_are_loaded(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"0.weight": (48, 64), "0.bias": (48,), "2.weight": (10, 48), "2.bias": (10,)}
+    weights = {name: rng.standard_normal(shape) for name, shape in sizes.items()}
+    np.savez(tmp_path / "mlp.npz", **weights)
+    model, data, network = load("digits", weights=tmp_path / "mlp.npz")
+    assert (data.name, network) == ("digits", "mlp.npz")
+    np.testing.assert_allclose(np.asarray(model.layers[1].kernel), weights["2.weight"].T, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dataset": "fashion_mnist"}, ValueError, r"--checkpoint .* or --weights"),
+        ({"epoch": 1}, ValueError, "epoch=1 needs --checkpoint"),
+        ({"checkpoint": "nowhere"}, FileNotFoundError, "does not exist"),
+    ],
+)
+def test_networks_that_are_not_there_are_refused(options, error, message, tmp_path):
+    if "checkpoint" in options:
+        options = {"checkpoint": tmp_path / options["checkpoint"]}
+    with pytest.raises(error, match=message):
+        load(**options)
+
+
+def test_a_training_on_other_data_is_refused(training):
+    with pytest.raises(ValueError, match="must hold a training on mnist, got one on digits"):
+        load("mnist", checkpoint=training)
+
+
+def colourful():
+    """Return a small data set of colour, whose channels differ in mean and deviation."""
+    rng = np.random.default_rng(0)
+    scale = np.array([0.2, 0.5, 0.9])
+    pixels, labels = scale * rng.random((40, 8, 8, 3)), np.arange(40) % 3
+    return zoo.from_arrays(
+        "colourful", (pixels, labels), (pixels, labels), class_names=("a", "b", "c")
+    )
+
+
+def test_colour_takes_the_deviation_of_its_channels(tmp_path):
+    data = colourful()
+    model = zoo.MLP((192, 8, 3), rngs=nnx.Rngs(0))
+    leaf = data_leaf.Config(num_pairs=2, max_steps=20, save_every=5)
+    xs, targets = data_leaf.pairs(data, leaf)
+    with jax.enable_x64(False):
+        path = walks(model, xs, targets, data.box, **leaf.options())
+        # The same path in the place of a kernel path: what is asked is how it is measured.
+        level = noise_level.run(
+            model, data, tmp_path, noise_level.Config(), leaf, kernel.Config(), path=path,
+            noisy=path,
+        )  # fmt: skip
+        walked = data_leaf.measure(model, path, xs, targets, data)
+        drifted = kernel.measure(path, [0, 0], data)
+    moved = (np.asarray(path.points[:, -1]) - xs) * data.std
+    expected = np.median(np.sqrt(np.mean(moved**2, axis=(1, 2, 3))))
+    assert level["numbers"]["moved"]["leaf"]["median"] == pytest.approx(expected, 1e-4)
+    assert drifted["added_rms_pixels"]["median"] == pytest.approx(expected, 1e-4)
+    assert walked["dimension"]["largest"] <= 2
+    pixels = np.asarray(data.to_pixels(path.points))
+    expected = np.maximum(-pixels, pixels - 1).clip(0).reshape(2, -1).max(1)
+    np.testing.assert_allclose(box_excess(path, data), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"), [(zoo.load_digits, zoo.MLP), (colourful, zoo.CNN)], ids=["grey", "colour"]
+)
+def test_the_papers_network_fits_the_data(data, kind):
+    if kind is zoo.CNN:
+        shape = type("D", (), {"shape": (32, 32, 3), "num_classes": 3})
+        assert papers_network(shape).pooled_shape == (2, 2, 128)
+    else:
+        assert isinstance(papers_network(data()), kind)
