@@ -55,6 +55,15 @@ def working_dtype(*arrays: Any) -> jnp.dtype:
     return jnp.result_type(jnp.float32, *arrays)
 
 
+def as_time(value: int, dtype: Any) -> Any:
+    """Return a time for diffrax in the dtype of the state, as a plain number where that is it.
+
+    A plain number is checked while the program is made. An array is checked by a callback from the
+    program, and such a program cannot be kept in JAX's persistent compilation cache.
+    """
+    return float(value) if jnp.result_type(float) == dtype else jnp.asarray(value, dtype)
+
+
 def logits_struct(model: Model, x: Array, likelihood: Likelihood) -> jax.ShapeDtypeStruct:
     """Trace the model once for the shape of its output, and refuse what is not a logit vector."""
     if not callable(model):

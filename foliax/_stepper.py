@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from foliax._inputs import dot
+from foliax._inputs import as_time, dot
 from foliax._level_set import free_direction, onto_level_set
 from foliax._row_space import RowSpace
 from foliax.domain import Box
@@ -110,9 +110,9 @@ def integrate(scene: Scene, integrator: Integrator) -> Path:
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_rate),
         LeafStepper(integrator.solver),
-        t0=jnp.zeros((), dtype),
-        t1=jnp.asarray(plan.max_steps, dtype),
-        dt0=jnp.ones((), dtype),
+        t0=as_time(0, dtype),
+        t1=as_time(plan.max_steps, dtype),
+        dt0=as_time(1, dtype),
         y0=first,
         args=scene,
         saveat=diffrax.SaveAt(

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._inputs import (
     as_point,
+    as_time,
     check_choice,
     check_count,
     check_positive,
@@ -149,9 +150,9 @@ def _integrate(
     solution = diffrax.diffeqsolve(
         diffrax.MultiTerm(diffrax.ODETerm(_no_drift), noisy),
         _OnLeaf(diffrax.EulerHeun()),
-        t0=jnp.zeros((), dtype),
-        t1=jnp.asarray(num_steps, dtype),
-        dt0=jnp.ones((), dtype),
+        t0=as_time(0, dtype),
+        t1=as_time(num_steps, dtype),
+        dt0=as_time(1, dtype),
         y0=start,
         args=scene,
         saveat=diffrax.SaveAt(

@@ -504,3 +504,11 @@ def test_a_progress_meter_reports(capsys):
     jax.block_until_ready(path)
     jax.effects_barrier()
     assert "100.00%" in capsys.readouterr().out
+
+
+def test_a_walk_asks_nothing_of_the_host():
+    """A program with a callback could not be kept in the persistent compilation cache."""
+    options = {"max_steps": MAX_STEPS, "save_every": SAVE_EVERY}
+    for runner in (foliax.walk, partial(foliax.drift, along="kernel")):
+        program = str(jax.make_jaxpr(partial(runner, **options))(make(), X, X + V))
+        assert "callback" not in program

@@ -1,0 +1,113 @@
+"""One picture of the main results, composed of those that other experiments left.
+
+    python -m experiments.overview --help
+
+asks for the pictures of `train`, `leaf_map`, and of `claims` (or `kernel` and `data_leaf`).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+
+from foliax.viz import style
+
+_WIDTH, _MARGIN, _CAPTION = 1700, 24, 40
+_LEFT = 0.56  # share of the left column
+_COLORS = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which pictures, and where the composed one goes.
+
+    Attributes:
+        training: Trace and rank of G during training, of `train`.
+        kernel: Strip of a drift along the kernel, of `kernel` or `claims`.
+        leaf: Strips of walks on the data leaf, of `data_leaf` or `claims`.
+        map: Map of the leaf, of `leaf_map`.
+        eigenvectors: Eigenvectors of G, of `leaf_map`.
+        out: The picture to write.
+    """
+
+    training: Path
+    kernel: Path
+    leaf: Path
+    map: Path
+    eigenvectors: Path
+    out: Path = Path("out/overview.png")
+
+
+def run(config: Config) -> Path:
+    """Compose the picture and write it."""
+    left = int((_WIDTH - 3 * _MARGIN) * _LEFT)
+    right = _WIDTH - 3 * _MARGIN - left
+    columns = [
+        column(
+            [
+                ("a  Trace and rank of G as a network learns", config.training),
+                (
+                    "b  Across the leaves: noise comes, p stays (exact), or not (published)",
+                    config.kernel,
+                ),
+            ],
+            left,
+        ),
+        column(
+            [
+                ("c  A map of the leaf through a digit", config.map),
+                (
+                    "d  An image, and what the network sees of it: eigenvectors of G",
+                    config.eigenvectors,
+                ),
+            ],
+            right,
+        ),
+    ]
+    whole = column([("e  On the leaf, toward another image: as near as it comes", config.leaf)],
+                   _WIDTH - 2 * _MARGIN)  # fmt: skip
+    height = max(part.height for part in columns)
+    page = Image.new("RGB", (_WIDTH, height + whole.height + 3 * _MARGIN), style.PAPER)
+    page.paste(columns[0], (_MARGIN, _MARGIN))
+    page.paste(columns[1], (2 * _MARGIN + left, _MARGIN))
+    page.paste(whole, (_MARGIN, 2 * _MARGIN + height))
+    return save(page, config.out)
+
+
+def column(parts: list[tuple[str, Path]], width: int) -> Image.Image:
+    """Return pictures of one width below each other, each with its caption above."""
+    pictures = [(caption, fitted(path, width)) for caption, path in parts]
+    height = sum(_CAPTION + picture.height for _, picture in pictures)
+    page = Image.new("RGB", (width, height + _MARGIN * (len(parts) - 1)), style.PAPER)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 20)
+    top = 0
+    for caption, picture in pictures:
+        ImageDraw.Draw(page).text((0, top + 6), caption, fill=style.INK, font=font)
+        page.paste(picture, (0, top + _CAPTION))
+        top += _CAPTION + picture.height + _MARGIN
+    return page
+
+
+def fitted(path: Path, width: int) -> Image.Image:
+    """Read a picture and scale it to a width."""
+    with Image.open(path) as picture:
+        height = round(picture.height * width / picture.width)
+        return picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+
+
+def save(page: Image.Image, path: Path) -> Path:
+    """Write a picture of few colours beside its place, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.png")
+    page.quantize(_COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        draft, optimize=True
+    )
+    os.replace(draft, path)
+    return path
+
+
+if __name__ == "__main__":
+    print(run(tyro.cli(Config, description=__doc__)))
