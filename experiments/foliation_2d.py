@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from flax import nnx
 from jax import lax
@@ -31,12 +30,20 @@ from tqdm import tqdm
 
 import foliax
 from experiments._common import provenance, quartiles, write_json
+from experiments._curves import (
+    NAMES,
+    changes,
+    contrasts,
+    follow,
+    lattice,
+    singular_points,
+    spaced,
+    train,
+)
 from foliax import zoo
-from foliax.foliation import contrast_jacobian
 from foliax.viz.plane import Family, Plane, plane, tinted
 
 SIZES = {"xor": (2, 8, 2), "circles": (2, 16, 3)}
-NAMES = {"relu": "ReLU", "gelu": "GELU", "sigmoid": "sigmoid"}
 _EDGE = 2.2  # the window is a square of twice that side
 _FLAT = 1e-6  # of the largest singular value: below, a direction is lost
 
@@ -91,73 +98,18 @@ def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return xs.astype(np.float32), ys
 
 
-def train(model: Any, xs: Any, ys: Any, epochs: int) -> tuple[Any, float]:
-    """Return the network after so many steps of Adam, and its accuracy."""
-    optimizer = optax.adam(0.02)
-
-    def loss(model: Any) -> jax.Array:
-        logits = jax.vmap(model)(xs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, ys).mean()
-
-    def update(carry: Any, _: None) -> tuple[Any, None]:
-        model, state = carry
-        change, state = optimizer.update(jax.grad(loss)(model), state)
-        return (optax.apply_updates(model, change), state), None
-
-    @jax.jit
-    def fit(model: Any) -> tuple[Any, jax.Array]:
-        (model, _), _ = lax.scan(update, (model, optimizer.init(model)), length=epochs)
-        return model, jnp.mean(jnp.argmax(jax.vmap(model)(xs), axis=1) == ys)
-
-    model, share = fit(model)
-    return model, float(share)
-
-
 # --- curves ------------------------------------------------------------------------------------
 
 
-def lattice(side: int, edge: float) -> np.ndarray:
-    """Return the points of a square grid, row by row from the least y."""
-    line = np.linspace(-edge, edge, side, dtype=np.float32)
-    x, y = np.meshgrid(line, line)
-    return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
 def leaves(model: Any, along: str, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Follow the leaf through each seed, to both sides.
-
-    A drift goes as far as its direction has a part to follow; a curve that bends goes on in the
-    direction in which the last piece ended. One that turns back has met a ridge, and ends.
-
-    Returns:
-        Curves (2 × seeds, points, 2), and the logits on them.
-    """
+    """Follow the leaf through each seed of a grid, and return curves and logits of both sides."""
     seeds = lattice(config.seeds, 0.93 * _EDGE)
     project = foliax.project_kernel if along == "kernel" else foliax.project_leaf
     tangents = jax.vmap(partial(project, model))(seeds, np.ones_like(seeds) * [0.6, 0.8])
-    xs = np.concatenate([seeds, seeds])
-    directions = np.concatenate([tangents, -tangents]).astype(np.float32)
-    points, logits, ended = [], [], np.zeros(len(xs), bool)
-    for _ in range(config.pieces):
-        found = foliax.drifts(
-            model, xs, directions, along=along, block=len(xs), step=config.step,
-            max_steps=config.piece_steps, save_every=1,
-        )  # fmt: skip
-        piece = np.where(ended[:, None, None], xs[:, None], np.asarray(found.points))
-        ended |= np.asarray(found.status) != foliax.Status.completed
-        points.append(piece)
-        logits.append(np.asarray(found.logits))
-        xs, directions = piece[:, -1], _last_way(piece, directions)
-    return np.concatenate(points, axis=1), np.concatenate(logits, axis=1)
-
-
-def _last_way(piece: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Return the last step that went anywhere, or the old direction where none did."""
-    steps = np.diff(piece, axis=1)
-    moved = np.linalg.norm(steps, axis=2) > 0
-    last = moved.shape[1] - 1 - moved[:, ::-1].argmax(axis=1)
-    ways = steps[np.arange(len(steps)), last]
-    return np.where(moved.any(axis=1)[:, None], ways, directions)
+    return follow(
+        model, seeds, np.asarray(tangents), along=along, pieces=config.pieces,
+        piece_steps=config.piece_steps, step=config.step,
+    )  # fmt: skip
 
 
 @partial(jax.jit, static_argnames=("which", "length"))
@@ -185,74 +137,6 @@ def eigencurves(model: Any, xs: Any, signs: Any, step: Any, *, which: int, lengt
     return jax.vmap(follow)(xs, signs)
 
 
-def spaced(curves: np.ndarray, gap: float) -> list[np.ndarray]:
-    """Return curves thinned to an even density; the two sides of a seed are curves i and i + N/2.
-
-    A seed near a curve that is there starts none, and a curve ends where it comes near another.
-    """
-    shown: list[np.ndarray] = []
-    taken = np.full((1, 2), np.inf, np.float32)
-
-    def distance(points: np.ndarray) -> np.ndarray:
-        return np.sqrt(((points[:, None] - taken[None]) ** 2).sum(axis=2).min(axis=1))
-
-    for sides in curves.reshape(2, -1, *curves.shape[1:]).swapaxes(0, 1):
-        if distance(sides[0, :1])[0] < gap:
-            continue
-        near = [distance(side) < gap / 2 for side in sides]
-        ends = [int(hit.argmax()) if hit.any() else len(hit) for hit in near]
-        kept = [side[:end] for side, end in zip(sides, ends, strict=True)]
-        shown.append(np.concatenate([kept[1][::-1], kept[0]]))
-        inside = shown[-1][np.abs(shown[-1]).max(axis=1) < 1.1 * _EDGE]
-        taken = np.concatenate([taken, inside])
-    return shown
-
-
-def changes(logits: Any) -> np.ndarray:
-    """Return the largest change of a probability along each curve."""
-    p = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
-    return np.abs(p - p[:, :1]).max(axis=(1, 2))
-
-
-# --- where D loses a dimension -------------------------------------------------------------------
-
-
-@jax.jit
-def _contrasts(model: Any, xs: Any) -> tuple[Any, Any]:
-    likelihood = foliax.Categorical()
-    return jax.vmap(lambda x: contrast_jacobian(model, x, likelihood, None))(xs)
-
-
-@jax.jit
-def _stationary(model: Any, xs: Any) -> tuple[Any, Any]:
-    """Newton's iteration for ∇(s_0 − s_1) = 0, and the length of what is left of the gradient."""
-
-    def difference(x: Any) -> Any:
-        logits = model(x)
-        return logits[0] - logits[1]
-
-    def newton(x: Any, _: None) -> tuple[Any, None]:
-        move = jnp.linalg.pinv(jax.hessian(difference)(x)) @ jax.grad(difference)(x)
-        return x - move * jnp.minimum(1, 0.2 / (jnp.linalg.norm(move) + 1e-12)), None
-
-    def search(x: Any) -> Any:
-        x = lax.scan(newton, x, length=30)[0]
-        return x, jnp.linalg.norm(jax.grad(difference)(x))
-
-    return jax.vmap(search)(xs)
-
-
-def stationary_points(model: Any, steepest: float) -> np.ndarray:
-    """Return the different points of the window where the logits' difference is stationary."""
-    found, left = map(np.asarray, _stationary(model, lattice(12, _EDGE)))
-    good = (left < 1e-5 * steepest) & (np.abs(found).max(axis=1) < _EDGE)
-    distinct: list[np.ndarray] = []
-    for x in found[good]:
-        if all(np.linalg.norm(x - other) > 0.05 for other in distinct):
-            distinct.append(x)
-    return np.array(distinct).reshape(-1, 2)
-
-
 # --- one network -------------------------------------------------------------------------------
 
 
@@ -261,7 +145,7 @@ def study(name: str, activation: str, config: Config) -> tuple[list[Plane], dict
     xs, ys = sample(name, config.seed)
     blank = zoo.MLP(SIZES[name], activation=activation, rngs=nnx.Rngs(config.seed))
     model, accuracy = train(blank, jnp.asarray(xs), jnp.asarray(ys), config.epochs)
-    logits, k = map(np.asarray, _contrasts(model, lattice(config.grid, _EDGE)))
+    logits, k = map(np.asarray, contrasts(model, lattice(config.grid, _EDGE)))
     sizes = np.linalg.svd(k, compute_uv=False)
     two = sizes.shape[1] == 1
     curves = _leaf_families(model, config) if two else _eigen_families(model, config)
@@ -272,7 +156,9 @@ def study(name: str, activation: str, config: Config) -> tuple[list[Plane], dict
         "least_relative_singular_value": relative.min(),
     }
     numbers |= {key: quartiles(changes(logits)) for key, (_, logits) in curves.items()}
-    marks = stationary_points(model, float(sizes.max())) if two and activation != "relu" else None
+    marks = None
+    if two and activation != "relu":
+        marks = singular_points(model, lattice(12, _EDGE), _EDGE, gap=0.05)
     determinant = None if two else np.linalg.det(k)
     if marks is not None:
         numbers["singular_points"] = np.sort(np.round(marks, 3), axis=0)
@@ -296,9 +182,17 @@ def study(name: str, activation: str, config: Config) -> tuple[list[Plane], dict
 def _leaf_families(model: Any, config: Config) -> dict[str, tuple[Family, np.ndarray]]:
     data, kernel = leaves(model, "leaf", config), leaves(model, "kernel", config)
     return {
-        "data_leaf_change_of_p": (Family("data leaves", spaced(data[0], config.gap)), data[1]),
+        "data_leaf_change_of_p": (
+            Family("data leaves", spaced(data[0], config.gap, _EDGE)),
+            data[1],
+        ),
         "kernel_leaf_drift_of_p": (
-            Family("kernel leaves: level sets of p", spaced(kernel[0], config.gap), "#ffffff", 1.1),
+            Family(
+                "kernel leaves: level sets of p",
+                spaced(kernel[0], config.gap, _EDGE),
+                "#ffffff",
+                1.1,
+            ),
             kernel[1],
         ),
     }
@@ -316,7 +210,7 @@ def _eigen_families(model: Any, config: Config) -> dict[str, tuple[Family, np.nd
         )
         family = Family(
             f"along the {word} eigenvector of G",
-            spaced(np.asarray(points), config.gap),
+            spaced(np.asarray(points), config.gap, _EDGE),
             color,
             width,
         )

@@ -1,0 +1,199 @@
+"""Small networks on points of the plane or of space, and curves along their foliations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import foliax
+from foliax.foliation import contrast_jacobian
+
+NAMES = {"relu": "ReLU", "gelu": "GELU", "sigmoid": "sigmoid"}
+_NEWTON_STEPS = 40
+Way = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+# --- networks ----------------------------------------------------------------------------------
+
+
+def train(model: Any, xs: Any, ys: Any, epochs: int) -> tuple[Any, float]:
+    """Return the network after so many full-batch steps of Adam, and its accuracy."""
+    optimizer = optax.adam(0.02)
+
+    def loss(model: Any) -> jax.Array:
+        logits = jax.vmap(model)(xs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, ys).mean()
+
+    def update(carry: Any, _: None) -> tuple[Any, None]:
+        model, state = carry
+        change, state = optimizer.update(jax.grad(loss)(model), state)
+        return (optax.apply_updates(model, change), state), None
+
+    @jax.jit
+    def fit(model: Any) -> tuple[Any, jax.Array]:
+        (model, _), _ = lax.scan(update, (model, optimizer.init(model)), length=epochs)
+        return model, jnp.mean(jnp.argmax(jax.vmap(model)(xs), axis=1) == ys)
+
+    model, share = fit(model)
+    return model, float(share)
+
+
+@jax.jit
+def contrasts(model: Any, xs: Any) -> tuple[Any, Any]:
+    """Return the logits and the contrast Jacobian (C − 1, n), whose rows span D, at many points."""
+    likelihood = foliax.Categorical()
+    return jax.vmap(lambda x: contrast_jacobian(model, x, likelihood, None))(xs)
+
+
+def lattice(side: int, edge: float, axes: int = 2) -> np.ndarray:
+    """Return the points of a grid in a square or a cube; the first coordinate runs fastest."""
+    line = np.linspace(-edge, edge, side, dtype=np.float32)
+    grid = np.meshgrid(*[line] * axes, indexing="ij")
+    return np.stack([each.ravel() for each in reversed(grid)], axis=1)
+
+
+# --- curves ------------------------------------------------------------------------------------
+
+
+def follow(
+    model: Any,
+    seeds: Any,
+    directions: Any,
+    *,
+    along: str,
+    pieces: int,
+    piece_steps: int,
+    step: float,
+    way: Way | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Follow the leaf through each seed, to both sides, drift after drift.
+
+    A drift goes as far as its direction has a part to follow; where a curve bends, the next one
+    takes a direction anew. A curve that turns back has met a ridge, and ends.
+
+    Args:
+        model: The network.
+        seeds: (N, n).
+        directions: (N, n) first directions, of one side.
+        along: "leaf" or "kernel".
+        pieces: Drifts a side.
+        piece_steps: Steps of a drift.
+        step: Length of a step.
+        way: Gives the directions to go on in, of the points and of the last steps there; None to
+            go on in those of the last steps.
+
+    Returns:
+        Curves (2N, points, n), where i and i + N are the two sides of a seed, and the logits on
+        them.
+    """
+    xs, ways = np.concatenate([seeds, seeds]), np.concatenate([directions, -directions])
+    points, logits, ended = [], [], np.zeros(len(xs), bool)
+    for _ in range(pieces):
+        found = foliax.drifts(
+            model, xs, ways.astype(xs.dtype), along=along, block=len(xs), step=step,
+            max_steps=piece_steps, save_every=1,
+        )  # fmt: skip
+        piece = np.where(ended[:, None, None], xs[:, None], np.asarray(found.points))
+        ended |= np.asarray(found.status) != foliax.Status.completed
+        points.append(piece)
+        logits.append(np.asarray(found.logits))
+        xs, ways = piece[:, -1], _last_way(piece, ways)
+        ways = ways if way is None else way(xs, ways)
+    return np.concatenate(points, axis=1), np.concatenate(logits, axis=1)
+
+
+def _last_way(piece: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Return the last step that went anywhere, or the old direction where none did."""
+    steps = np.diff(piece, axis=1)
+    moved = np.linalg.norm(steps, axis=2) > 0
+    last = moved.shape[1] - 1 - moved[:, ::-1].argmax(axis=1)
+    ways = steps[np.arange(len(steps)), last]
+    return np.where(moved.any(axis=1)[:, None], ways, directions)
+
+
+def spaced(curves: np.ndarray, gap: float, edge: float) -> list[np.ndarray]:
+    """Return curves thinned to an even density; the two sides of a seed are curves i and i + N/2.
+
+    A seed near a curve that is there starts none, and a curve ends where it comes near another,
+    at half that gap. Outside of the window nothing is near.
+    """
+    shown: list[np.ndarray] = []
+    taken = np.full((1, curves.shape[2]), np.inf, np.float32)
+
+    def distance(points: np.ndarray) -> np.ndarray:
+        return np.sqrt(((points[:, None] - taken[None]) ** 2).sum(axis=2).min(axis=1))
+
+    for sides in curves.reshape(2, -1, *curves.shape[1:]).swapaxes(0, 1):
+        if distance(sides[0, :1])[0] < gap:
+            continue
+        near = [distance(side) < gap / 2 for side in sides]
+        ends = [int(hit.argmax()) if hit.any() else len(hit) for hit in near]
+        kept = [side[:end] for side, end in zip(sides, ends, strict=True)]
+        shown.append(np.concatenate([kept[1][::-1], kept[0]]))
+        inside = shown[-1][np.abs(shown[-1]).max(axis=1) < 1.1 * edge]
+        taken = np.concatenate([taken, inside])
+    return shown
+
+
+def changes(logits: Any) -> np.ndarray:
+    """Return the largest change of a probability along each curve."""
+    p = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
+    return np.abs(p - p[:, :1]).max(axis=(1, 2))
+
+
+# --- where D loses a dimension -------------------------------------------------------------------
+
+
+@jax.jit
+def _singular(model: Any, xs: Any) -> tuple[Any, Any]:
+    """Gauss and Newton's iteration for Kᵀu = 0, |u| = 1, and what is left of |Kᵀu|.
+
+    Its steps are the least ones: where the solutions are curves it ends on one nearby.
+    """
+
+    def contrast(x: Any) -> Any:
+        return contrast_jacobian(model, x, foliax.Categorical(), None)[1]
+
+    def search(x: Any) -> Any:
+        n, u = len(x), jnp.linalg.svd(contrast(x))[0][:, -1]
+
+        def equations(z: Any) -> Any:
+            return jnp.append(contrast(z[:n]).T @ z[n:], 0.5 * (z[n:] @ z[n:] - 1))
+
+        def newton(z: Any, _: None) -> tuple[Any, None]:
+            j = jax.jacobian(equations)(z)
+            gram = j @ j.T
+            damped = gram + 1e-6 * jnp.trace(gram) * jnp.eye(len(gram))
+            move = j.T @ jnp.linalg.solve(damped, equations(z))
+            return z - move * jnp.minimum(1, 0.2 / (jnp.linalg.norm(move) + 1e-12)), None
+
+        z = lax.scan(newton, jnp.concatenate([x, u]), length=_NEWTON_STEPS)[0]
+        return z[:n], jnp.linalg.norm(equations(z))
+
+    return jax.vmap(search)(xs)
+
+
+def singular_points(model: Any, seeds: np.ndarray, edge: float, gap: float) -> np.ndarray:
+    """Return points of the window, no two nearer than the gap, where D loses a dimension.
+
+    For networks whose contrasts are twice differentiable: the Jacobian of others jumps.
+    """
+    sizes = np.linalg.svd(np.asarray(contrasts(model, seeds)[1]), compute_uv=False)
+    found, left = map(np.asarray, _singular(model, seeds))
+    good = (left < 1e-5 * sizes.max()) & (np.abs(found).max(axis=1) < edge)
+    return apart(found[good], gap)
+
+
+def apart(points: np.ndarray, gap: float, most: int | None = None) -> np.ndarray:
+    """Return points that are no nearer to each other than the gap, the first ones first."""
+    kept: list[np.ndarray] = []
+    for x in points:
+        if all(np.linalg.norm(x - other) >= gap for other in kept):
+            kept.append(x)
+        if len(kept) == most:
+            break
+    return np.array(kept).reshape(-1, points.shape[1])

@@ -1,0 +1,338 @@
+"""The same mathematics in PyTorch, as a researcher would write it: what foliax is timed beside.
+
+- P1, the papers' algorithm: one sample at a time, `torch.autograd.functional.jacobian` of the log
+  probabilities, ranks by `matrix_rank`, projections by QR of the normalised gradients; the kernel's
+  by a full QR, whose n × n matrix holds a basis of the kernel, and least squares on that basis.
+- P2, the best plain `torch.func`: `vmap(jacrev)` of C − 1 differences of logits where the
+  projection is all that is wanted, of the log probabilities elsewhere, and batched linear algebra.
+
+Nothing here comes from foliax. Images are channels first; PyTorch is imported where it is used.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from foliax import zoo
+
+
+def installed() -> bool:
+    """Return whether PyTorch can be imported."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def device() -> str:
+    """Return where PyTorch computes: on the GPU where JAX does and PyTorch can."""
+    import jax
+    import torch
+
+    return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+
+
+def wait(result: Any) -> Any:
+    """Wait until the device has done what it was told."""
+    import torch
+
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    return result
+
+
+def settings() -> dict[str, Any]:
+    """Return what a time depends on."""
+    import torch
+
+    return {
+        "version": torch.__version__,
+        "device": device(),
+        "threads": torch.get_num_threads(),
+        "mkldnn": torch.backends.mkldnn.is_available(),
+    }
+
+
+def matrix(a: np.ndarray) -> Any:
+    """Return a matrix."""
+    import torch
+
+    return torch.tensor(a).to(device())
+
+
+def product(a: Any) -> Any:
+    """Return a matrix times itself."""
+    return a @ a
+
+
+# --- networks and images -----------------------------------------------------------------------
+
+
+def network(model: Any) -> Any:
+    """Return the `torch.nn.Sequential` of a `zoo.CNN` or `zoo.MLP`, with its weights."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    if isinstance(model, zoo.CNN):
+        convs = iter(model.convs)
+        for item in model.plan:
+            if item == "pool":
+                layers.append(nn.MaxPool2d(2))
+                continue
+            own = next(convs)
+            layer = nn.Conv2d(own.kernel.shape[2], item, 3, padding=model.padding)
+            layers += [_filled(layer, _numpy(own.kernel).transpose(3, 2, 0, 1), own), nn.ReLU()]
+        denses, image = model.denses, model.pooled_shape
+    else:
+        denses, image = tuple(model.layers), (model.sizes[0], 1, 1)
+    layers.append(nn.Flatten())
+    for i, own in enumerate(denses):
+        kernel = _numpy(own.kernel)
+        if i == 0:  # images are flattened channels last there, first here
+            kernel = kernel.reshape(*image, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+        layers += [_filled(nn.Linear(*kernel.shape), kernel.T, own), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).to(device()).requires_grad_(False).eval()
+
+
+def _filled(layer: Any, weight: np.ndarray, own: Any) -> Any:
+    import torch
+
+    layer.weight.data = torch.tensor(weight)
+    layer.bias.data = torch.tensor(_numpy(own.bias))
+    return layer
+
+
+def _numpy(parameter: Any) -> np.ndarray:
+    return np.ascontiguousarray(parameter[...])
+
+
+def tensor(xs: Any, net: Any = None) -> Any:
+    """Return images (…, H, W, channels) channels first, in the precision of a network."""
+    import torch
+
+    moved = torch.tensor(np.moveaxis(np.asarray(xs), -1, -3).copy()).to(device())
+    return moved if net is None else moved.to(next(net.parameters()).dtype)
+
+
+def array(images: Any) -> np.ndarray:
+    """Return images channels last again."""
+    return np.moveaxis(images.detach().cpu().numpy(), -3, -1)
+
+
+# --- G -----------------------------------------------------------------------------------------
+
+
+def matrices_by_loop(net: Any, xs: Any) -> dict[str, np.ndarray]:
+    """Return trace, rank and spectrum of G, image by image (P1)."""
+    import torch
+    from torch.autograd.functional import jacobian
+
+    found: dict[str, list[Any]] = {"trace": [], "rank": [], "spectrum": []}
+    for x in xs:
+        rows: Any = jacobian(lambda y: torch.log_softmax(net(y), dim=1), x[None])
+        rows = rows.reshape(rows.shape[1], -1)
+        p = torch.softmax(net(x[None]), dim=1)[0]
+        found["trace"].append(torch.sum(p * torch.sum(rows**2, dim=1)).item())
+        rank = int(torch.linalg.matrix_rank(rows))
+        found["rank"].append(min(rank, len(rows) - 1))
+        s = torch.linalg.svdvals(torch.sqrt(p)[:, None] * rows)
+        found["spectrum"].append((s[: len(rows) - 1] ** 2).cpu().numpy())
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def matrices_by_func(net: Any, xs: Any, chunk: int | None) -> dict[str, Any]:
+    """Return trace, rank and spectrum of G of a batch (P2), in chunks of images."""
+    import torch
+    from torch.func import jacrev, vmap
+
+    def log_p(x: Any) -> tuple[Any, Any]:
+        value = torch.log_softmax(net(x[None])[0], dim=0)
+        return value, value
+
+    rows, value = vmap(jacrev(log_p, has_aux=True), chunk_size=chunk)(xs)
+    factor = torch.exp(value / 2)[:, :, None] * rows.flatten(2)
+    s = torch.linalg.svdvals(torch.linalg.qr(factor.mT, mode="r").R)
+    classes = value.shape[1]
+    s = s[:, : classes - 1]
+    least = 10 * classes * torch.finfo(s.dtype).eps * s[:, :1]
+    return {
+        "trace": torch.sum(factor**2, dim=(1, 2)), "rank": torch.sum(s > least, dim=1),
+        "spectrum": s**2,
+    }  # fmt: skip
+
+
+# --- walks -------------------------------------------------------------------------------------
+
+
+def walk_by_loop(
+    net: Any, x: Any, goal: Any, box: tuple[float, float], *,
+    along: str, step: float, steps: int,
+) -> Any:  # fmt: skip
+    """Return the points of a path by the published scheme (P1).
+
+    Args:
+        net: The network.
+        x: The start.
+        goal: Where to go along the leaf; along the kernel, in which direction.
+        box: The pixel bounds.
+        along: "leaf" or "kernel".
+        step: Length of a step.
+        steps: How many.
+
+    Returns:
+        (steps, *x.shape).
+    """
+    import torch
+    from torch.autograd.functional import jacobian
+    from torch.nn.functional import normalize
+
+    points = []
+    for _ in range(steps):
+        rows: Any = jacobian(lambda y: torch.log_softmax(net(y), dim=1), x[None])
+        columns = normalize(rows.reshape(rows.shape[1], -1), dim=1).T
+        v = (goal - x if along == "leaf" else goal).flatten()
+        d = _on_leaf(columns, v) if along == "leaf" else _on_kernel(columns, v)
+        x = (x + step * normalize(d, dim=0).reshape(x.shape)).clamp(*box)
+        points.append(x)
+    return torch.stack(points)
+
+
+def _on_leaf(columns: Any, v: Any) -> Any:
+    """Project on the span of C dependent gradients: of QR, the first C − 1 columns."""
+    import torch
+
+    q = torch.linalg.qr(columns).Q[:, : columns.shape[1] - 1]
+    return q @ (q.T @ v)
+
+
+def _on_kernel(columns: Any, v: Any) -> Any:
+    """Project on the kernel by a basis of it, n − C + 1 columns of the full QR."""
+    import torch
+
+    basis = torch.linalg.qr(columns, mode="complete").Q[:, columns.shape[1] - 1 :]
+    return basis @ torch.linalg.lstsq(basis, v[:, None]).solution[:, 0]
+
+
+def walk_by_func(
+    net: Any, xs: Any, goals: Any, box: tuple[float, float], *,
+    along: str, step: float, steps: int, chunk: int | None = None,
+) -> Any:  # fmt: skip
+    """Return the points of many paths by the published scheme (P2); see `walk_by_loop`.
+
+    Returns:
+        (steps, *xs.shape).
+    """
+    import torch
+    from torch.func import jacrev, vmap
+    from torch.nn.functional import normalize
+
+    def differences(x: Any) -> Any:
+        logits = net(x[None])[0]
+        return logits[:-1] - logits[-1]
+
+    one = jacrev(differences)
+    many = vmap(one, chunk_size=chunk) if len(xs) > 1 else lambda xs: one(xs[0])[None]
+    points = []
+    for _ in range(steps):
+        rows = many(xs).flatten(2)
+        v = (goals - xs if along == "leaf" else goals).flatten(1)[:, :, None]
+        lower = torch.linalg.cholesky_ex(rows @ rows.mT).L  # NaN where rows are dependent
+        d = rows.mT @ torch.cholesky_solve(rows @ v, lower)
+        d = d[:, :, 0] if along == "leaf" else (v - d)[:, :, 0]
+        xs = (xs + step * normalize(d, dim=1).reshape(xs.shape)).clamp(*box)
+        points.append(xs)
+    return torch.stack(points)
+
+
+# --- weights -----------------------------------------------------------------------------------
+
+
+def fisher_product(net: Any, xs: Any, v: dict[str, Any]) -> dict[str, Any]:
+    """Return the mean over xs of F(x, w) v: one jvp, one vjp."""
+    import torch
+    from torch.func import functional_call, jvp, vjp
+
+    weights = dict(net.named_parameters())
+
+    def logits(weights: Any) -> Any:
+        return functional_call(net, weights, (xs,))
+
+    value, change = jvp(logits, (weights,), (v,))[:2]
+    p = torch.softmax(value, dim=1)
+    seen = p * (change - torch.sum(p * change, dim=1, keepdim=True))
+    pull = vjp(logits, weights)[1]
+    return pull(seen / len(xs))[0]
+
+
+def trainer(model: Any, rate: float) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """Return a network, and what makes a step of plain SGD on it and returns the loss."""
+    import torch
+
+    net = network(model).requires_grad_(True).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+
+    def step(xs: Any, ys: Any) -> Any:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(xs), ys)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return net, step
+
+
+def weights_of(model: Any) -> dict[str, Any]:
+    """Return a network's weights, or whatever has its shapes, by their names in PyTorch."""
+    return dict(network(model).named_parameters())
+
+
+# --- EfficientNet-Lite0 ------------------------------------------------------------------------
+
+
+def original_efficientnet() -> Any:
+    """Return the PyTorch original with its trained weights.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from foliax.zoo.efficientnet import weights_path
+
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(weights_path(), map_location="cpu", weights_only=True))
+    return net.eval().to(device()).requires_grad_(False)
+
+
+def factor_rows(net: Any, x: Any, count: int, *, together: bool) -> Any:
+    """Return the first rows of A = Lᵀ J at one image: one by one (P1), or in one vmap (P2)."""
+    import torch
+    from torch.func import vjp, vmap
+
+    if together:
+        logits, pull = vjp(lambda y: net(y[None])[0], x)[:2]
+        columns = torch.tensor(stick_breaking(logits.cpu().numpy(), count), dtype=x.dtype)
+        return vmap(lambda column: pull(column)[0])(columns.to(x.device))
+    x = x.clone().requires_grad_(True)
+    logits = net(x[None])[0]
+    columns = torch.tensor(stick_breaking(logits.detach().cpu().numpy(), count), dtype=x.dtype)
+    grad = torch.autograd.grad
+    rows = [grad(logits, x, c.to(x.device), retain_graph=True)[0] for c in columns]
+    return torch.stack(rows)
+
+
+def stick_breaking(logits: np.ndarray, count: int) -> np.ndarray:
+    """Return the first rows of Lᵀ with L Lᵀ = diag p − p pᵀ, in float64."""
+    shifted = np.exp(np.asarray(logits, np.float64) - logits.max())
+    p = shifted / shifted.sum()
+    rows = np.zeros((count, len(p)))
+    for k in range(count):
+        after = p[k + 1 :].sum()
+        rows[k, k] = 1
+        rows[k, k + 1 :] = -p[k + 1 :] / after
+        rows[k] *= math.sqrt(p[k] * after / (p[k] + after))
+    return rows

@@ -1,0 +1,229 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3 Why partially trained
+#
+# "This is why we do not want a fully trained model: the information is lost at equilibrium!" So the
+# slides, under a picture in which the trace of $G$ rises and then falls. Here you train a small
+# network, watch $G$ while it learns, and choose the epoch to look at.
+#
+# *A minute or two on a CPU.* The first cell installs foliax where it is not there yet.
+
+# %%
+try:
+    import foliax
+except ImportError:
+    import subprocess
+    import sys
+
+    # A checkout of foliax, seen from here; the repository has no public address yet. On Colab,
+    # upload the checkout and write its folder.
+    SOURCE = ".."
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
+    import foliax
+
+# %%
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from foliax import viz, zoo
+
+SMOKE = "FOLIAX_SMOKE" in os.environ  # a quick run, to see that everything works
+PICTURES = Path(tempfile.mkdtemp(prefix="foliax_"))
+
+data = zoo.load_digits()
+untrained = zoo.MLP((64, 48, 10), rngs=nnx.Rngs(0))
+
+# %% [markdown]
+# ## What to expect
+#
+# $G = J^T (\operatorname{diag} p - p\,p^T) J$ has two parts. The Jacobian $J$ of the logits grows
+# while the network learns to tell classes apart. The matrix in the middle is the covariance of a
+# label drawn from $p$, and it vanishes when $p$ becomes sure. First the one wins, then the other:
+# the trace rises, then falls.
+#
+# ## The papers' setting: the rise
+#
+# Plain SGD at 0.01 in batches of 60, for 30 epochs. `foliax.zoo.train` measures trace and rank
+# over the same training images as it goes.
+
+# %%
+paper = zoo.TrainConfig(epochs=2 if SMOKE else 30, reference_size=32 if SMOKE else 256)
+_, slow = zoo.train(untrained, data, paper, progress=False)
+print(slow)
+Image.open(viz.dynamics(slow, PICTURES / "paper.png"))
+
+# %% [markdown]
+# With 1437 images an epoch is 23 steps, and 30 epochs are few. The trace rises, and its fall has
+# hardly begun when the training stops.
+#
+# ## On to the equilibrium: the fall
+#
+# Adam gets there sooner. `on_epoch` keeps the network of every epoch, for later.
+
+# %%
+config = zoo.TrainConfig(
+    epochs=3 if SMOKE else 60,
+    optimizer="adam",
+    learning_rate=2e-3,
+    track_per_epoch=4,
+    reference_size=32 if SMOKE else 256,
+)
+kept = {}
+final, history = zoo.train(
+    untrained, data, config, progress=False, on_epoch=lambda e, model, _: kept.update({e: model})
+)
+peak = int(np.argmax(history.trace_mean))
+first, most, last = history.trace_mean[[0, peak, -1]]
+print(
+    f"mean trace: {first:.3f} untrained, {most:.3f} at step {history.steps[peak]}, {last:.3f} now"
+)
+print(f"that is {100 * last / most:.0f} % of the peak, after {history.steps[-1]} steps")
+print(f"mean rank: {history.rank_mean[0]:.2f} untrained, {history.rank_mean[-1]:.2f} now")
+
+# %% [markdown]
+# ## Which epoch to choose
+#
+# Before the peak the network has not learnt; long after it, $G$ is gone. The rule `"peak"` takes
+# the first epoch that ends at or after the peak of the mean trace, and has enough test accuracy.
+
+# %%
+enough = 0.9 if not SMOKE else 0.0
+try:
+    chosen = zoo.choose_epoch(history, min_accuracy=enough)
+except ValueError:  # the trace still rises
+    chosen = zoo.choose_epoch(history, rule="best")
+print(zoo.describe_choice(history, chosen, min_accuracy=enough))
+Image.open(
+    viz.dynamics(
+        history,
+        PICTURES / "dynamics.png",
+        marks={"chosen epoch": int(history.epoch_steps[chosen - 1])},
+    )
+)
+
+# %% [markdown]
+# ## What is lost, and what is not
+#
+# The rank at right hardly falls: it counts every eigenvalue that stands out of rounding. Let us ask
+# more of it, and count only those above 1 % of the largest. And let us look at test images, not at
+# those that were trained on.
+
+
+# %%
+def look(model, x):
+    """Return what one image shows of G."""
+    p = jax.nn.softmax(model(x))
+    return {
+        "trace": foliax.trace(model, x),
+        "rank": foliax.rank(model, x),
+        "loose": foliax.rank(model, x, rtol=1e-2),
+        "dimension": foliax.dimension(model, x),
+        "probability": jnp.max(p),
+    }
+
+
+images = data.test_x[: 8 if SMOKE else 200]
+epochs = sorted(kept)
+seen = [foliax.sweep(look, kept[e], images, progress=False) for e in epochs]
+
+
+def curve(label, name):
+    """Return median and quartiles over the images, by epoch."""
+    low, middle, high = np.quantile([found[name] for found in seen], (0.25, 0.5, 0.75), axis=1)
+    return viz.Curve(label, epochs, middle, low, high)
+
+
+def mean(label, name):
+    """Return the mean over the images, by epoch."""
+    return viz.Curve(label, epochs, [np.mean(found[name]) for found in seen])
+
+
+Image.open(
+    viz.curves(
+        [
+            viz.Panel("Trace at test images", "epoch", "trace", [curve("t", "trace")], log=True),
+            viz.Panel(
+                "Ranks, means",
+                "epoch",
+                "rank",
+                [
+                    mean("dimension of D", "dimension"),
+                    mean("rank of G", "rank"),
+                    mean("above 1 % of the largest", "loose"),
+                ],
+                y_range=(0, 9.5),
+            ),
+            viz.Panel(
+                "Confidence", "epoch", "probability", [curve("p", "probability")], y_range=(0, 1.03)
+            ),
+        ],
+        PICTURES / "epochs.png",
+    )
+)
+
+# %%
+print("test images: median confidence, median and mean trace, mean of the others")
+names = ("epoch", "accuracy", "confidence", "trace", "mean", "λ > 1 %", "dim D")
+print(" ".join(f"{name:>10}" for name in names))
+for e in sorted({1, chosen, epochs[-1]}):
+    found = seen[e - 1]
+    print(
+        f"{e:10d} {history.test_accuracy[e - 1]:10.3f} {np.median(found['probability']):10.4f} "
+        f"{np.median(found['trace']):10.3g} {found['trace'].mean():10.3g} "
+        f"{found['loose'].mean():10.2f} {found['dimension'].mean():10.2f}"
+    )
+largest = np.sort(seen[-1]["trace"])[::-1]
+held = largest[: len(largest) // 10 + 1].sum() / largest.sum()
+print(
+    f"at the end, a tenth of the images holds {100 * held:.0f} % of all that is left of the trace"
+)
+
+# %% [markdown]
+# Three things come apart here that are easily taken for one:
+#
+# - the **trace** of $G$ falls at the typical image. Its mean over the training images falls less,
+#   and that over these test images hardly at all: the few near a border, which the network does
+#   not know by heart, hold nearly everything that is left;
+# - the **rank** falls as far as your tolerance lets it. It says how many directions stand out;
+# - the **distribution** $D$ keeps its dimension. It is spanned by differences of logits, in which
+#   $p$ does not appear, and foliax walks with those. A sure network still has leaves; what it has
+#   lost is the metric on them.
+#
+# ## Does it matter for a walk?
+#
+# Then walks should still run on the fully trained network. The same pairs, at three epochs:
+
+# %%
+num_pairs = 4 if SMOKE else 32
+starts, targets = data.test_x[:num_pairs], data.test_x[num_pairs : 2 * num_pairs]
+begun = np.linalg.norm(np.asarray(targets - starts).reshape(num_pairs, -1), axis=1)
+steps = 50 if SMOKE else 1000
+for e in sorted({1, chosen, epochs[-1]}):
+    paths = foliax.walks(kept[e], starts, targets, max_steps=steps, save_every=steps)
+    away = np.asarray(targets - paths.best).reshape(num_pairs, -1)
+    left = np.median(np.linalg.norm(away, axis=1) / begun)
+    arrived = int(np.sum(np.asarray(paths.status) == foliax.Status.arrived))
+    print(f"epoch {e:2d}: {arrived} of {num_pairs} arrive, {100 * left:.0f} % of the way is left")
+
+# %% [markdown]
+# They do, and none arrives at any epoch: the foot of the perpendicular is where they all end. So
+# "partially trained" is advice about $G$, its trace and spectrum, where it is right. For the
+# leaves alone it is worth checking each time.
+#
+# Next: what the slides propose to do with all this (`04_denoising_and_out_of_distribution`).

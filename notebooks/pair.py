@@ -1,0 +1,36 @@
+"""Make the notebooks from their scripts: python notebooks/pair.py.
+
+As `jupytext --to ipynb` does, but with cell ids that depend on the cells alone, so that the same
+script gives the same file.
+"""
+
+import hashlib
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+FOLDER = Path(__file__).parent
+
+
+def scripts() -> list[Path]:
+    """Return the scripts, in order."""
+    return sorted(FOLDER.glob("[0-9]*.py"))
+
+
+def notebook(script: Path) -> str:
+    """Return the text of the notebook of a script."""
+    made = jupytext.read(script)
+    seen = set()
+    for cell in made.cells:
+        name, copy = hashlib.sha256(cell.source.encode()).hexdigest()[:8], 0
+        while (cell_id := f"{name}-{copy}" if copy else name) in seen:
+            copy += 1
+        seen.add(cell_id)
+        cell["id"] = cell_id
+    return nbformat.writes(made) + "\n"
+
+
+if __name__ == "__main__":
+    for script in scripts():
+        script.with_suffix(".ipynb").write_text(notebook(script), encoding="utf-8")

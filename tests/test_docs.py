@@ -1,0 +1,61 @@
+"""The reference pages name every public name, and nothing that does not exist."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import foliax
+from foliax import fisher, viz, zoo
+
+DOCS = Path(__file__).parent.parent / "docs"
+DIRECTIVES = [
+    (page.name, path)
+    for page in sorted((DOCS / "api").glob("*.md"))
+    for path in re.findall(r"^::: (\S+)$", page.read_text("utf-8"), flags=re.MULTILINE)
+]
+FACE = [
+    name
+    for name, value in vars(foliax).items()
+    if not name.startswith("_") and getattr(value, "__module__", "").startswith("foliax.")
+]
+ROOMS = [("foliax.md", foliax, FACE)] + [
+    (f"{module.__name__.removeprefix('foliax.')}.md", module, module.__all__)
+    for module in (fisher, zoo, viz)
+]
+
+
+def named(path):
+    """Return what a dotted path names: a module where there is one, or an attribute of one."""
+    parent, _, name = path.rpartition(".")
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        if not parent:
+            raise
+        return getattr(named(parent), name)
+
+
+@pytest.mark.parametrize(("page", "path"), DIRECTIVES)
+def test_a_directive_names_what_exists(page, path):
+    assert named(path) is not None
+    assert page in {name for name, _, _ in ROOMS}
+
+
+@pytest.mark.parametrize(("page", "module", "names"), ROOMS, ids=[room[0] for room in ROOMS])
+def test_every_public_name_is_on_its_page(page, module, names):
+    on_page = [path for name, path in DIRECTIVES if name == page]
+    assert len(on_page) == len(set(on_page))
+    shown = {path.rpartition(".")[2]: named(path) for path in on_page}
+    assert len(names) > 5  # the module's names were found at all
+    assert {name for name in names if shown.get(name) is not getattr(module, name)} == set()
+
+
+def test_the_first_page_shows_the_code_of_the_readme():
+    readme = (DOCS.parent / "README.md").read_text("utf-8")
+    blocks = re.findall(
+        r"^```(?:python|text)\n.*?^```$", (DOCS / "index.md").read_text("utf-8"), flags=re.M | re.S
+    )
+    assert len(blocks) == 2
+    assert [block for block in blocks if block not in readme] == []
