@@ -54,8 +54,8 @@ class Sizes:
     def quick(self) -> "Sizes":
         """Return smaller sizes."""
         return replace(
-            self, images=32, looped=4, steps=25, many_steps=10, peer_steps=5, peer_many_steps=1,
-            dense_many_steps=50, classes_images=8, training_steps=10, swept=512,
+            self, images=32, looped=4, steps=25, many_steps=8, peer_steps=5, peer_many_steps=1,
+            dense_many_steps=50, classes_images=4, training_steps=10, swept=512,
             long_rounds=1,
         )  # fmt: skip
 

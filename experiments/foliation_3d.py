@@ -52,7 +52,7 @@ from foliax.viz.style import INK, PALETTE
 SIZES = {"xor": (3, 16, 2), "circles": (3, 16, 3)}
 TITLES = {
     "xor": "Parity of three bits, networks 3-16-2: data leaves are curves, kernel leaves surfaces",
-    "circles": "Three lifted circles, networks 3-16-3: kernel leaves are curves, D is planes",
+    "circles": "Three lifted circles, networks 3-16-3: kernel leaves are curves, D a plane field",
 }
 _EDGE = 2.0  # half the side of the cube that is looked at
 _LEVEL = 3.0  # |s₁ − s₂| on the surfaces drawn
@@ -347,7 +347,7 @@ def run(config: Config) -> dict[str, Any]:
     if config.quick:
         config = replace(
             config, activations=config.activations[:1], seeds=12, gap=0.8, piece_steps=5,
-            step=0.08, reach=1.6, grid=24, samples=100, epochs=300,
+            step=0.08, reach=1.6, around=11.0, grid=24, samples=100, epochs=300,
         )  # fmt: skip
     results: dict[str, Any] = {}
     start = time.perf_counter()

@@ -10,6 +10,8 @@ from jax import lax
 
 from foliax._row_space import RowSpace, _by_gram, _by_svd, _decomposed
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def matrix_of(rows, columns, condition, seed=0):
     """Return a matrix with singular values from 1 to 1 / condition."""
@@ -23,7 +25,7 @@ def matrix_of(rows, columns, condition, seed=0):
 @pytest.mark.parametrize("condition", [1, 30, 1e3])
 def test_both_ways_span_the_same(rows, columns, condition):
     k = matrix_of(rows, columns, condition)
-    (basis, inverse, mask, rounding), good = _by_gram(k)
+    (basis, inverse, mask, rounding), good = jax.jit(_by_gram)(k)
     assert good
     assert bool(jnp.all(mask))
     expected, *_ = _by_svd(k)
@@ -37,10 +39,10 @@ def test_both_ways_span_the_same(rows, columns, condition):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_is_accepted_is_orthonormal(dtype):
     """Over all conditions: either the rows are orthonormal to a few eps, or SVD is asked."""
-    taken = []
+    taken, by_gram = [], jax.jit(_by_gram)
     for condition in np.geomspace(1, 1e12, 37):
         k = matrix_of(5, 40, condition).astype(dtype)
-        (basis, *_), good = _by_gram(k)
+        (basis, *_), good = by_gram(k)
         taken.append(bool(good))
         if good:
             np.testing.assert_allclose(basis @ basis.T, np.eye(5), atol=16 * jnp.finfo(dtype).eps)
@@ -102,6 +104,7 @@ def test_a_batch_branches_once():
 def test_a_derivative_passes_through_the_projection_alone():
     k, v = matrix_of(3, 8, 4), jnp.arange(8.0)
 
+    @jax.jit
     def projected(k):
         return jnp.sum(RowSpace.of(k).project_through(k, v) ** 3)
 
@@ -119,6 +122,7 @@ def test_a_derivative_passes_through_the_projection_alone():
 def test_a_derivative_passes_by_it_in_a_loop():
     k, v = matrix_of(3, 8, 4), jnp.arange(8.0)
 
+    @jax.jit
     def looped(scale):
         def body(x, _):
             space = RowSpace.of(k * (1 + x[0]))

@@ -12,10 +12,10 @@ from flax import nnx
 
 import foliax
 from experiments import _benchmark as method
+from experiments import _benchmark_bench, benchmark
 from experiments import _benchmark_gpu as gpu
 from experiments import _benchmark_nets as nets
 from experiments import _peers as peers
-from experiments import benchmark
 from experiments._benchmark import FOLIAX, FORWARD, FUNC, LOOP
 from experiments._benchmark_bench import Bench, Sizes
 from experiments._benchmark_rows import ROWS, SLOW
@@ -23,7 +23,7 @@ from foliax import fisher, zoo
 from foliax.zoo.train_config import make_optimizer
 from foliax.zoo.training import TrainState, train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "one_thread")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "one_thread", "small_products")
 
 SHAPE, CLASSES, COUNT, STEPS = (7, 7, 2), 4, 3, 3
 LIMITS = (-1.0, 1.0)
@@ -46,6 +46,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_products():
+    """Time a product that takes no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_benchmark_bench, "_SIDE", 64)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -283,13 +291,13 @@ SMOKE = ("batch", "walk_1", "scan", "classes_100", "training", "tracking", "swee
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, quick_compilation, one_thread):
+def smoke(tmp_path_factory, quick_compilation, one_thread, small_products):
     """Return the folder and the results of a tiny run, in float32 as users run it."""
     out = tmp_path_factory.mktemp("benchmark")
     config = benchmark.Config(out=out, rows=SMOKE, rounds=2, sizes=TINY)
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
         patch.setattr(benchmark, "obtain", lambda *_: digits_subject())
-        patch.setattr("experiments._benchmark_bench.BATCHES", (1, 4))
+        patch.setattr(_benchmark_bench, "BATCHES", (1, 4))
         return out, benchmark.run(config)
 
 
@@ -315,7 +323,7 @@ def test_everything_promised_is_written(smoke):
     assert {"torch", "jax", "equinox"} <= told["versions"].keys()
     assert all(told["seconds"][name] > 0 for name in SMOKE)
     assert results["peak_bytes"]["host"] > 2**20
-    assert results["product_gflops"]["jax"] > 1
+    assert results["product_gflops"]["jax"] > 0
     assert results["rows"]["batch"]["compile_seconds"][FOLIAX] > 0
 
 
