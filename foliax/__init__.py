@@ -38,7 +38,9 @@ from foliax.foliation import dimension as dimension
 from foliax.foliation import frame as frame
 from foliax.foliation import project_kernel as project_kernel
 from foliax.foliation import project_leaf as project_leaf
+from foliax.likelihood import Bernoulli as Bernoulli
 from foliax.likelihood import Categorical as Categorical
+from foliax.likelihood import Gaussian as Gaussian
 from foliax.path import Path as Path
 from foliax.path import Status as Status
 from foliax.stochastic import Brownian as Brownian
@@ -47,7 +49,7 @@ from foliax.sweep import sweep as sweep
 
 __version__ = importlib.metadata.version("foliax")
 
-_ON_DEMAND = ("fisher", "viz", "zoo")
+_ON_DEMAND = ("apps", "fisher", "viz", "zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,14 +4,15 @@ The metric on logits is S = L Lᵀ, and L = Bᵀ diag(weights) for rows B that a
 the probabilities are. Keeping the two apart lets a model pull B back without underflow.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
 
 
 @runtime_checkable
@@ -32,6 +33,14 @@ class Likelihood(Protocol):
 
     def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
         """Return what is conserved along kernel leaves, as numbers to compare."""
+        ...
+
+    def embedding(self, logits: Float[Array, " c"]) -> Float[Array, "e c"]:
+        """Return M = ∂u/∂s of an isometric image u of the distributions: metric = MᵀM."""
+        ...
+
+    def edge(self, logits: Float[Array, " c"]) -> Float[Array, ""]:
+        """Return the least probability, 0 at the edge of the distributions; ∞ if there is none."""
         ...
 
     def kl(self, logits: Float[Array, " c"], change: Float[Array, " c"]) -> Float[Array, ""]:
@@ -82,6 +91,15 @@ class Categorical(eqx.Module):
         """Return p = softmax(logits)."""
         return jax.nn.softmax(logits)
 
+    def embedding(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
+        """Return ∂u/∂s = diag(√p) − √p pᵀ of u = 2 √p, on the sphere of radius 2."""
+        p = jax.nn.softmax(logits)
+        return jnp.sqrt(p)[:, None] * (jnp.eye(p.size, dtype=p.dtype) - p)
+
+    def edge(self, logits: Float[Array, " c"]) -> Float[Array, ""]:
+        """Return min p."""
+        return jnp.min(jax.nn.softmax(logits))
+
     def kl(self, logits: Float[Array, " c"], change: Float[Array, " c"]) -> Float[Array, ""]:
         """Return Σ p_i φ(d_i) with d = log q − log p and φ(d) = d eᵈ − eᵈ + 1 ≥ 0.
 
@@ -91,6 +109,123 @@ class Categorical(eqx.Module):
         change = change - change[jnp.argmax(log_p)]  # a common shift of all logits is invisible
         d = change - _log_mean_exp(log_p, change)
         return jnp.sum(_weighted_phi(log_p, d))
+
+
+class Bernoulli(eqx.Module):
+    """C ≥ 1 independent yes-or-no labels, the model giving the log-odds of each.
+
+    Its metric on logits is diag(p (1 − p)), p = σ(s), of rank C: nothing is centred, and a common
+    shift of all logits is seen. D is the row space of J itself, of dimension ≤ C.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> odds = lambda x: jnp.stack([x[0], 2 * x[0] + x[1]])
+        >>> foliax.matrix(odds, jnp.zeros(2), likelihood=foliax.Bernoulli()).tolist()
+        [[1.25, 0.5], [0.5, 0.25]]
+    """
+
+    def check(self, num_logits: int) -> None:
+        """Refuse a model without logits."""
+        _check_some(num_logits, self)
+
+    def factor(self, logits: Float[Array, " c"]) -> tuple[Float[Array, " c"], Float[Array, "c c"]]:
+        """Return the weights √(p (1 − p)), computed in log space, and the identity."""
+        half = (jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)) / 2
+        return jnp.exp(half), jnp.eye(logits.size, dtype=logits.dtype)
+
+    def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
+        """Return the identity: every logit is seen."""
+        return jnp.eye(logits.size, dtype=logits.dtype)
+
+    def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
+        """Return p = σ(logits), one a label."""
+        return jax.nn.sigmoid(logits)
+
+    def embedding(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
+        """Return ∂u/∂s = diag √(p (1 − p)) of the angles u = 2 arcsin √p: the metric is flat."""
+        return jnp.diag(self.factor(logits)[0])
+
+    def edge(self, logits: Float[Array, " c"]) -> Float[Array, ""]:
+        """Return the least of all p and 1 − p."""
+        return jax.nn.sigmoid(-jnp.max(jnp.abs(logits)))
+
+    def kl(self, logits: Float[Array, " c"], change: Float[Array, " c"]) -> Float[Array, ""]:
+        """Return the sum of the labels' divergences, each that of two classes."""
+
+        def one(logit: Array, step: Array) -> Array:
+            zero = jnp.zeros_like(logit)
+            return Categorical().kl(jnp.stack([zero, logit]), jnp.stack([zero, step]))
+
+        return jnp.sum(jax.vmap(one)(logits, change))
+
+
+class Gaussian(eqx.Module):
+    """C ≥ 1 real outputs: the model gives the means, each with a known standard deviation.
+
+    Its metric on the means is diag(1 / scale²): G = Jᵀ diag(1 / scale²) J. Where a classifier's
+    probabilities are compared (`Path.drift`), here it is the means.
+
+    Attributes:
+        scale: Standard deviation of the outputs, > 0: a number, or one for each.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> mean = lambda x: jnp.stack([x[0] * x[1]])
+        >>> point = jnp.array([1.0, 3.0])
+        >>> foliax.matrix(mean, point, likelihood=foliax.Gaussian(2.0)).tolist()
+        [[2.25, 0.75], [0.75, 0.25]]
+    """
+
+    scale: ArrayLike = 1.0
+
+    def check(self, num_logits: int) -> None:
+        """Refuse a model without outputs, and a scale that does not fit them."""
+        _check_some(num_logits, self)
+        if jnp.shape(self.scale) not in ((), (num_logits,)):
+            raise ValueError(
+                f"scale must be a number or have shape ({num_logits},), one for each output, got "
+                f"{jnp.shape(self.scale)}"
+            )
+        if isinstance(self.scale, Tracer):
+            return
+        if not np.all((np.asarray(self.scale) > 0) & np.isfinite(self.scale)):
+            raise ValueError(f"scale must be finite and > 0, got {self.scale}")
+
+    def factor(self, logits: Float[Array, " c"]) -> tuple[Float[Array, " c"], Float[Array, "c c"]]:
+        """Return the weights 1 / scale, and the identity."""
+        weights = jnp.broadcast_to(1 / jnp.asarray(self.scale, logits.dtype), logits.shape)
+        return weights, jnp.eye(logits.size, dtype=logits.dtype)
+
+    def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
+        """Return the identity: every output is seen."""
+        return jnp.eye(logits.size, dtype=logits.dtype)
+
+    def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
+        """Return the means: what is conserved along kernel leaves."""
+        return logits
+
+    def embedding(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
+        """Return ∂u/∂s of u = means / scale: the metric is flat."""
+        return jnp.diag(self.factor(logits)[0])
+
+    def edge(self, logits: Float[Array, " c"]) -> Float[Array, ""]:
+        """Return ∞: there is no edge."""
+        return jnp.asarray(jnp.inf, logits.dtype)
+
+    def kl(self, logits: Float[Array, " c"], change: Float[Array, " c"]) -> Float[Array, ""]:
+        """Return ½ Σ (change / scale)²."""
+        weights, _ = self.factor(logits)
+        return jnp.sum((weights * change) ** 2) / 2
+
+
+def _check_some(num_logits: int, likelihood: Any) -> None:
+    if num_logits < 1:
+        raise ValueError(
+            f"model must return C >= 1 outputs for a {type(likelihood).__name__} likelihood, got "
+            f"C = {num_logits}"
+        )
 
 
 def _log_mean_exp(log_p: Float[Array, " c"], change: Float[Array, " c"]) -> Float[Array, ""]:

@@ -80,10 +80,10 @@ def brownian(
     - `"euclidean"`: dX = P(X) ∘ dW with noise in all of input space, P the projection on D or on
       ker G: Brownian motion of the metric that the leaf inherits. Along the kernel each step is
       brought back onto the level set of p.
-    - `"fisher"`: dX = M⁺(X) ∘ dW, with M the Jacobian of u = 2 √p. It maps the leaf isometrically,
-      G = MᵀM, into the sphere of radius 2 in R^C, and noise projected from the ambient space of an
-      isometric image needs no drift. It stops where min p falls below `least`, the edge of the
-      simplex.
+    - `"fisher"`: dX = M⁺(X) ∘ dW, with M the Jacobian of an isometric image of the leaf, G = MᵀM:
+      of a classifier u = 2 √p, in the sphere of radius 2 in R^C. Noise projected from the ambient
+      space of such an image needs no drift. It stops where min p falls below `least`, the edge of
+      the simplex.
 
     A projection has no signs that could jump, unlike the frame of a QR or SVD. Integrated by
     diffrax's Euler–Heun (Stratonovich) with equal steps; two Jacobians a step.
@@ -98,7 +98,7 @@ def brownian(
         num_steps: Equal steps that the time is cut into.
         save_every: A point is kept every so many steps.
         least: Probability at which "fisher" has reached the boundary.
-        likelihood: The output distribution; "fisher" needs a `Categorical`.
+        likelihood: The output distribution.
 
     Returns:
         `Brownian(points, times, end, num_steps, status)`.
@@ -121,8 +121,6 @@ def brownian(
     check_choice(metric, name="metric", choices=("euclidean", "fisher"))
     if metric == "fisher" and along == "kernel":
         raise ValueError('metric="fisher" goes with along="leaf": G vanishes along the kernel')
-    if metric == "fisher" and not isinstance(likelihood, Categorical):
-        raise ValueError('metric="fisher" needs the Categorical likelihood (u = 2 √p)')
     check_positive(time, name="time")
     check_count(num_steps, name="num_steps")
     check_count(save_every, name="save_every")
@@ -142,7 +140,7 @@ def _integrate(
     logits = model(x).astype(dtype)
     scene = _Scene(model, likelihood, along, metric, x.shape, x.dtype, logits, least)
     start = x.ravel().astype(dtype)
-    noise = logits.size if metric == "fisher" else x.size
+    noise = likelihood.embedding(logits).shape[0] if metric == "fisher" else x.size
     # Time counts steps; the noise is scaled, so that a step is dW of variance time / num_steps.
     scale = jnp.sqrt(time / num_steps)
     motion = diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct((noise,), dtype), key)
@@ -223,14 +221,13 @@ def _diffusion(scene: _Scene, x: Array, scale: Array) -> lx.AbstractLinearOperat
     """Return the linear map from noise to displacement at x."""
     if scene.metric == "fisher":
         logits, pull = pullback(scene.model, scene.shaped(x), scene.likelihood)
-        p = scene.likelihood.probabilities(logits)
-        rows = jnp.sqrt(p)[:, None] * (jnp.eye(p.size, dtype=p.dtype) - p)
+        rows = scene.likelihood.embedding(logits)
         space = RowSpace.of(pull_rows(pull, rows, None).astype(x.dtype))
 
         def move(noise: Array) -> Array:
             return scale * (space.inverse @ noise) @ space.basis
 
-        size = p.size
+        size = rows.shape[0]
     else:
         _, k = contrast_jacobian(scene.model, scene.shaped(x), scene.likelihood, None)
         space = RowSpace.of(k.astype(x.dtype))
@@ -261,7 +258,8 @@ def _at_boundary(t: Any, y: Array, scene: _Scene, **_: Any) -> Array:
     del t
     if scene.metric != "fisher":
         return jnp.zeros((), bool)
-    return jnp.min(scene.likelihood.probabilities(scene.model(scene.shaped(y)))) < scene.least
+    logits = scene.model(scene.shaped(y)).astype(y.dtype)
+    return scene.likelihood.edge(logits) < scene.least
 
 
 def _is_invalid(t: Any, y: Array, scene: _Scene, **_: Any) -> Array:

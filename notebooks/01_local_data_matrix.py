@@ -45,7 +45,7 @@ from PIL import Image
 
 from foliax import viz, zoo
 
-SMOKE = "FOLIAX_SMOKE" in os.environ  # a quick run, to see that everything works
+SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to see that everything works
 PICTURES = Path(tempfile.mkdtemp(prefix="foliax_"))
 
 data = zoo.load_digits()  # 8×8 digits, which come with scikit-learn

@@ -44,7 +44,7 @@ from PIL import Image
 
 from foliax import viz, zoo
 
-SMOKE = "FOLIAX_SMOKE" in os.environ  # a quick run, to see that everything works
+SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to see that everything works
 PICTURES = Path(tempfile.mkdtemp(prefix="foliax_"))
 STEPS = 100 if SMOKE else 1000
 

@@ -43,7 +43,9 @@ STYLE: Any = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.fontsize": 8,
-    "legend.frameon": False,
+    "legend.frameon": True,  # a line that crosses a legend must not strike its words out
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "lines.linewidth": 1.6,
     "font.family": "DejaVu Sans",
 }

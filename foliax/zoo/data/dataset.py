@@ -1,5 +1,6 @@
 """Data sets in normalised units: images or points, labels, and what belongs to their units."""
 
+import abc
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from foliax.domain import Box
 Constant = float | Float[np.ndarray, " c"]
 
 
-class Normalised:
+class Normalised(abc.ABC):
     """What a data set knows of its units, wherever its images are kept.
 
     Normalised means (pixels − mean) / std, with pixels in [0, 1]; mean and std are numbers for
@@ -31,19 +32,19 @@ class Normalised:
     limits: tuple[float, float]
 
     @property
+    @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def length(self, split: str = "train") -> int:
         """Return how many inputs the split has."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def take(
         self, indices: Sequence[int] | Int[np.ndarray, " b"], *, split: str = "train"
     ) -> tuple[Float[np.ndarray, "b ..."], Int[np.ndarray, " b"]]:
         """Return the inputs at these places of the split, normalised, and their labels."""
-        raise NotImplementedError
 
     @property
     def box(self) -> Box:
