@@ -8,6 +8,7 @@ import pytest
 
 import foliax
 from foliax import fisher, viz, zoo
+from foliax.apps import denoise, explain, generate, ood
 
 DOCS = Path(__file__).parent.parent / "docs"
 DIRECTIVES = [
@@ -22,7 +23,7 @@ FACE = [
 ]
 ROOMS = [("foliax.md", foliax, FACE)] + [
     (f"{module.__name__.removeprefix('foliax.')}.md", module, module.__all__)
-    for module in (fisher, zoo, viz)
+    for module in (fisher, zoo, viz, denoise, explain, generate, ood)
 ]
 
 
@@ -48,7 +49,7 @@ def test_every_public_name_is_on_its_page(page, module, names):
     on_page = [path for name, path in DIRECTIVES if name == page]
     assert len(on_page) == len(set(on_page))
     shown = {path.rpartition(".")[2]: named(path) for path in on_page}
-    assert len(names) > 5  # the module's names were found at all
+    assert len(names) >= 5  # the module's names were found at all
     assert {name for name in names if shown.get(name) is not getattr(module, name)} == set()
 
 

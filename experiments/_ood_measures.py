@@ -1,0 +1,258 @@
+"""How well scores tell outliers, what combining two of them gains, and how sure that is.
+
+AUROC: the chance that an outlier scores higher than a test image. AUPR: outliers are the positive
+class. FPR at 95 % TPR: test images are the positive class, as is usual; the share of outliers that
+pass as test images when 95 % of the test images do. All of scikit-learn.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import auc, average_precision_score, roc_auc_score, roc_curve
+
+from foliax.apps import ood
+
+Named = Mapping[str, np.ndarray]
+_TPR = 0.95
+
+
+class Parts(NamedTuple):
+    """Scores by name, of each set of images.
+
+    Attributes:
+        held: Training images that calibrate.
+        synthetic: Outliers made of them.
+        inside: Test images.
+        outside: Scores by name for each set of outliers.
+    """
+
+    held: dict[str, np.ndarray]
+    synthetic: dict[str, np.ndarray]
+    inside: dict[str, np.ndarray]
+    outside: dict[str, dict[str, np.ndarray]]
+
+
+def split(sets: Any, found: Named) -> Parts:
+    """Cut scores of held, synthetic, inside and outside images, one after the other, apart."""
+    sizes = [len(sets.held), len(sets.synthetic), len(sets.inside)]
+    sizes += [len(images) for images in sets.outside.values()]
+    cuts = np.cumsum(sizes)[:-1]
+    parts = {name: np.split(np.asarray(values, np.float64), cuts) for name, values in found.items()}
+    held, synthetic, inside, *rest = (
+        {name: part[i] for name, part in parts.items()} for i in range(len(sizes))
+    )
+    return Parts(held, synthetic, inside, dict(zip(sets.outside, rest, strict=True)))
+
+
+def finite(parts: Parts) -> dict[str, int]:
+    """Return how many values of each score are no numbers; scores with none are left out."""
+    every = [parts.held, parts.synthetic, parts.inside, *parts.outside.values()]
+    counts = {name: int(sum((~np.isfinite(s[name])).sum() for s in every)) for name in parts.held}
+    return {name: count for name, count in counts.items() if count}
+
+
+def only(parts: Parts, names: Sequence[str]) -> Parts:
+    """Return the scores of these names."""
+
+    def some(values: Named) -> dict[str, np.ndarray]:
+        return {name: values[name] for name in names}
+
+    outside = {out: some(values) for out, values in parts.outside.items()}
+    return Parts(some(parts.held), some(parts.synthetic), some(parts.inside), outside)
+
+
+# --- one score ---------------------------------------------------------------------------------
+
+
+def measure(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+    """Return AUROC, AUPR (outliers positive) and FPR at 95 % TPR (test images positive)."""
+    values = np.concatenate([inside, outside])
+    out = np.repeat([0, 1], [len(inside), len(outside)])
+    fpr, tpr, _ = roc_curve(1 - out, -values, drop_intermediate=False)
+    return {
+        "auroc": float(auc(fpr, tpr)),
+        "aupr": float(average_precision_score(out, values)),
+        "fpr95": float(fpr[np.argmax(tpr >= _TPR)]),
+    }
+
+
+def table(parts: Parts) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the measures of every score on every set, and the share called out at the threshold.
+
+    `called` is the share of a set above the threshold that 95 % of the held training images do
+    not exceed; "test" has the share of false alarms.
+    """
+    with jax.enable_x64(True):  # float64 scores stay what they are
+        known = ood.calibrate(parts.held, share=_TPR)
+        called = {}
+        for out, values in {"test": parts.inside, **parts.outside}.items():
+            beyond = ood.exceeds(known, values)
+            called[out] = {name: float(np.mean(np.asarray(v) > 0)) for name, v in beyond.items()}
+    return {
+        name: {"test": {"called": called["test"][name]}}
+        | {
+            out: measure(inside, values[name]) | {"called": called[out][name]}
+            for out, values in parts.outside.items()
+        }
+        for name, inside in parts.inside.items()
+    }
+
+
+def mean(rows: Mapping[str, Mapping[str, float]], key: str = "auroc") -> float:
+    """Return the mean of a measure over the sets of outliers."""
+    return float(np.mean([row[key] for out, row in rows.items() if out != "test"]))
+
+
+# --- combinations ------------------------------------------------------------------------------
+
+
+class Combined(NamedTuple):
+    """One number made of several scores.
+
+    Attributes:
+        inside: Of the test images.
+        outside: Of each set of outliers.
+        synthetic: AUROC on held training images against synthetic outliers, which chooses.
+        weights: Of the standardised scores in it.
+    """
+
+    inside: np.ndarray
+    outside: dict[str, np.ndarray]
+    synthetic: float
+    weights: list[float]
+
+
+def summed(parts: Parts, names: Sequence[str]) -> Combined:
+    """Return the sum of standardised scores: calibrated on training images alone."""
+    with jax.enable_x64(True):
+        known = _calibrated({str(i): parts.held[name] for i, name in enumerate(names)})
+
+        def total(rows: np.ndarray) -> np.ndarray:
+            return np.asarray(_sum(known, {str(i): values for i, values in enumerate(rows.T)}))
+
+        return _combined(parts, names, total, [1.0] * len(names))
+
+
+# By number, not by name: one program serves all names.
+_calibrated = jax.jit(ood.calibrate)
+_sum = jax.jit(ood.combine)
+
+
+def fitted(parts: Parts, names: Sequence[str]) -> Combined:
+    """Return the decision function of a logistic regression of training on synthetic images."""
+    held, synthetic = _rows(parts.held, names), _rows(parts.synthetic, names)
+    location, scale = held.mean(axis=0), held.std(axis=0)
+    scale = np.where(scale > 0, scale, 1)
+    out = np.repeat([0, 1], [len(held), len(synthetic)])
+    known = LogisticRegression(max_iter=1000).fit(
+        (np.concatenate([held, synthetic]) - location) / scale, out
+    )
+
+    def total(rows: np.ndarray) -> np.ndarray:
+        return known.decision_function((rows - location) / scale)
+
+    return _combined(parts, names, total, known.coef_[0].tolist())
+
+
+WAYS = {"sum": summed, "logistic": fitted}
+
+
+def _rows(values: Named, names: Sequence[str]) -> np.ndarray:
+    return np.stack([values[name] for name in names], axis=1)
+
+
+def _combined(parts: Parts, names: Sequence[str], total: Any, weights: list[float]) -> Combined:
+    sets = [parts.held, parts.synthetic, parts.inside, *parts.outside.values()]
+    rows = [_rows(values, names) for values in sets]
+    cuts = np.cumsum([len(each) for each in rows])[:-1]
+    held, synthetic, inside, *rest = np.split(total(np.concatenate(rows)), cuts)
+    outside = dict(zip(parts.outside, rest, strict=True))
+    labels = np.repeat([0, 1], [len(held), len(synthetic)])
+    seen = float(roc_auc_score(labels, np.concatenate([held, synthetic])))
+    return Combined(inside, outside, seen, weights)
+
+
+class Bootstrap:
+    """What a combination adds to the AUROC of another, and how sure that is.
+
+    Test images and outliers are drawn anew with replacement, the same draws for both.
+
+    Args:
+        base: What is added to.
+        resamples: How often is drawn.
+        seed: Of the draws.
+    """
+
+    def __init__(self, base: Combined, *, resamples: int, seed: int):
+        rng = np.random.default_rng(seed)
+        sizes = {"": len(base.inside)} | {out: len(v) for out, v in base.outside.items()}
+        self._weights = {
+            out: rng.multinomial(size, np.full(size, 1 / size), size=resamples) / size
+            for out, size in sizes.items()
+        }
+        self._before = {out: _wins(base.inside, v) for out, v in base.outside.items()}
+
+    def gain(self, more: Combined) -> dict[str, Any]:
+        """Return the gain in mean AUROC over the sets, its 95 % interval, and that of each set."""
+        drawn, each = [], {}
+        for out, values in more.outside.items():
+            change = _wins(more.inside, values) - self._before[out]
+            # The AUROC of a draw is its weights on both sides of the table of wins.
+            seen = self._weights[""] @ change
+            drawn.append((seen * self._weights[out]).sum(axis=1))
+            each[out] = float(change.mean())
+        low, high = np.quantile(np.mean(drawn, axis=0), (0.025, 0.975))
+        return {
+            "gain": float(np.mean(list(each.values()))),
+            "low": float(low),
+            "high": float(high),
+            "by_set": each,
+            "synthetic": more.synthetic,
+            "weights": more.weights,
+        }
+
+
+def _wins(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    above = outside[None, :] > inside[:, None]
+    return (above + 0.5 * (outside[None, :] == inside[:, None])).astype(np.float32)
+
+
+def partners(
+    parts: Parts,
+    base: Sequence[str],
+    candidates: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+    instead_of: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return the gain of each candidate beside the base, by both ways to combine.
+
+    Args:
+        parts: The scores.
+        base: Names that are combined already.
+        candidates: Names that join them, one at a time.
+        resamples: Of the bootstrap.
+        seed: Of its draws.
+        instead_of: A score in whose place beside the base the candidates stand: their gain is
+            then over what it gives. None for over the base alone.
+    """
+    before = base if instead_of is None else [*base, instead_of]
+    result: dict[str, dict[str, Any]] = {name: {} for name in candidates}
+    for way, combine in WAYS.items():
+        known = Bootstrap(combine(parts, before), resamples=resamples, seed=seed)
+        for name in candidates:
+            result[name][way] = known.gain(combine(parts, [*base, name]))
+    return result
+
+
+def choose(gains: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> tuple[str, str]:
+    """Return the partner and the way to combine that tell synthetic outliers best.
+
+    Every score says that the higher, the farther out: a fit that turns it round is not chosen.
+    """
+    pairs = [(n, way) for n in names for way in WAYS if min(gains[n][way]["weights"]) >= 0]
+    return max(pairs, key=lambda pair: gains[pair[0]][pair[1]]["synthetic"])

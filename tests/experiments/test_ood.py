@@ -1,0 +1,329 @@
+"""Outliers, baselines, measures and combinations on toy data, and the script at smoke size."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.tree_util import Partial
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from experiments import _ood_baselines as baselines
+from experiments import _ood_data as data
+from experiments import _ood_measures as measures
+from experiments import _ood_tables as tables
+from experiments import ood
+from foliax import zoo
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+RNG = np.random.default_rng(0)
+DIGITS = zoo.load_digits()
+
+
+def toy_parts(seed=0):
+    """Scores of which "good" tells outliers, "bad" does not, and "far" is its reverse."""
+    rng = np.random.default_rng(seed)
+
+    def draw(count, shift):
+        good = rng.normal(shift, 1, count)
+        return {"good": good, "bad": rng.normal(size=count), "far": -good}
+
+    return measures.Parts(
+        draw(60, 0), draw(60, 1.5), draw(80, 0), {"a": draw(50, 1.5), "b": draw(40, 1)}
+    )
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_outliers_is_normalised_and_drawn_by_the_seed():
+    for name in data.out_names(DIGITS):
+        found = data.outliers(name, DIGITS, 6, np.random.default_rng(1))
+        assert found.shape == (6, 8, 8, 1)
+        pixels = np.asarray(DIGITS.to_pixels(found))
+        assert pixels.min() > -1e-6
+        assert pixels.max() < 1 + 1e-6
+        np.testing.assert_array_equal(
+            found, data.outliers(name, DIGITS, 6, np.random.default_rng(1))
+        )
+    assert set(data.out_names(DIGITS)) < set(data.SAYS)
+
+
+def test_a_mirrored_image_is_a_test_image_mirrored():
+    mirrored = data.outliers("mirrored", DIGITS, 5, np.random.default_rng(1))
+    asymmetric = np.isin(DIGITS.test_y, (2, 3, 4, 5, 6, 7, 9))
+    kept = np.asarray(DIGITS.test_x)[asymmetric]
+    for image in mirrored:
+        assert np.abs(kept - image[:, ::-1]).max(axis=(1, 2, 3)).min() < 1e-5
+
+
+def test_sets_keep_calibration_and_references_apart():
+    found = data.sets(None, DIGITS, ["uniform"], count=20, calibration=30, bank=100, seed=0)
+    assert found.held.shape[0] == len(found.synthetic) == 30
+    assert len(found.bank_x) == len(found.bank_y) == 100
+    assert list(found.outside) == ["uniform"]
+    together = np.concatenate([found.held, found.bank_x]).reshape(130, -1)
+    assert len(np.unique(together, axis=0)) >= 129  # one image occurs twice in the data
+    with pytest.raises(ValueError, match="calibration must be below the 1437 training images"):
+        data.sets(None, DIGITS, [], count=1, calibration=1437, bank=1, seed=0)
+
+
+def test_synthetic_outliers_are_made_of_held_training_images_alone():
+    found = data.sets(None, DIGITS, [], count=20, calibration=30, bank=100, seed=0)
+    other = replace(DIGITS, test_x=np.zeros_like(DIGITS.test_x), test_y=DIGITS.test_y)
+    again = data.sets(None, other, [], count=20, calibration=30, bank=100, seed=0)
+    np.testing.assert_array_equal(found.synthetic, again.synthetic)
+    np.testing.assert_array_equal(found.held, again.held)
+
+
+def test_classes_are_held_out_and_numbered_anew():
+    rest, outside = data.without(DIGITS, (3, 9))
+    assert rest.num_classes == 8
+    assert rest.class_names == ("0", "1", "2", "4", "5", "6", "7", "8")
+    assert set(rest.train_y) == set(rest.test_y) == set(range(8))
+    assert len(outside) + len(rest.test_y) == len(DIGITS.test_y)
+    assert rest.mean == DIGITS.mean
+    fours = DIGITS.train_x[DIGITS.train_y == 4]
+    np.testing.assert_array_equal(rest.train_x[rest.train_y == 3], fours)
+    for classes in ((), (10,), range(9)):
+        with pytest.raises(ValueError, match="held_out must name classes of 0 … 9"):
+            data.without(DIGITS, classes)
+
+
+# --- baselines ---------------------------------------------------------------------------------
+
+
+def test_logit_scores_have_their_formulas():
+    logits = RNG.normal(size=(5, 4)) * 3
+    found = baselines.from_logits(logits)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    largest = p.max(axis=1)
+    np.testing.assert_allclose(found["msp"], np.log((1 - largest) / largest))
+    np.testing.assert_allclose(found["max_logit"], -logits.max(axis=1))
+    np.testing.assert_allclose(found["energy"], -np.log(np.exp(logits).sum(axis=1)))
+    saturated = baselines.from_logits(np.array([[800.0, 0.0], [900.0, 0.0]]))["msp"]
+    assert saturated[0] > saturated[1]  # no tie where both probabilities are 1
+
+
+WEIGHT = RNG.normal(size=(3, 6)).astype(np.float32)
+LINEAR = Partial(lambda weight, x: weight @ x.ravel(), jnp.asarray(WEIGHT))
+XS, LABELS = RNG.normal(size=(40, 6)).astype(np.float32), np.arange(40) % 3
+HELD = RNG.normal(size=(9, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return baselines.fit(LINEAR, XS, LABELS, HELD, std=1.0, neighbours=2)
+
+
+def test_fitted_baselines_agree_with_values_by_hand(fitted):
+    xs = RNG.normal(size=(4, 6)).astype(np.float32)
+    found = baselines.scores(fitted, xs)
+    assert tuple(found) == baselines.NAMES
+    pixels = np.sort(np.linalg.norm(xs[:, None] - XS[None], axis=2), axis=1)[:, 1]
+    np.testing.assert_allclose(found["knn_pixels"], pixels, rtol=1e-4)
+    seen, features = xs @ WEIGHT.T, XS @ WEIGHT.T  # without a last layer to take off: the logits
+    unit, known = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (seen, features))
+    near = np.sort(np.linalg.norm(unit[:, None] - known[None], axis=2), axis=1)[:, 1]
+    np.testing.assert_allclose(found["knn_features"], near, rtol=1e-4)
+    means = np.stack([features[label == LABELS].mean(axis=0) for label in range(3)])
+    centred = features - means[LABELS]
+    inverse = np.linalg.inv(centred.T @ centred / len(centred))
+    away = seen[:, None] - means
+    exact = np.einsum("nki,ij,nkj->nk", away, inverse, away).min(axis=1)
+    np.testing.assert_allclose(found["mahalanobis"], exact, rtol=1e-3)
+
+
+def test_odin_steps_along_the_sign_of_the_gradient(fitted):
+    x, step = XS[:1], 0.1
+    moved = np.asarray(baselines._nudged(LINEAR, x, step))
+    tempered = np.exp(WEIGHT @ x[0] / baselines.TEMPERATURE)
+    p = tempered / tempered.sum()
+    label = p.argmax()
+    gradient = WEIGHT[label] - p @ WEIGHT  # of log p of the predicted class, but for 1 / T
+    np.testing.assert_allclose(moved[0], x[0] + step * np.sign(gradient), rtol=1e-5)
+    logits = WEIGHT.astype(np.float64) @ moved[0] / baselines.TEMPERATURE
+    exact = -np.log(np.exp(logits).max() / np.exp(logits).sum())
+    np.testing.assert_allclose(baselines._odin(LINEAR, x, step)[0], exact, rtol=1e-6)
+    sure = [baselines._odin(LINEAR, HELD, s).mean() for s in baselines._STEPS]
+    assert fitted.step == baselines._STEPS[int(np.argmin(sure))]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [zoo.MLP((64, 5, 3), rngs=nnx.Rngs(0)), zoo.CNN((8, 8, 1), 3, hidden=(7,), rngs=nnx.Rngs(0))],
+)
+def test_penultimate_features_lack_the_last_layer(model):
+    x = DIGITS.test_x[0]
+    features = baselines.penultimate(model)(x)
+    last = model.layers[-1] if isinstance(model, zoo.MLP) else model.denses[-1]
+    np.testing.assert_allclose(last(features), model(x), rtol=1e-6)
+    assert features.shape == ((5,) if isinstance(model, zoo.MLP) else (7,))
+
+
+# --- measures ----------------------------------------------------------------------------------
+
+
+def test_measures_by_hand():
+    apart = measures.measure(np.arange(20.0), np.arange(30.0, 40.0))
+    assert apart == pytest.approx({"auroc": 1.0, "aupr": 1.0, "fpr95": 0.0})
+    # 19 of 20 test images lie at or below 18: of the outliers, two of four pass.
+    mixed = measures.measure(np.arange(20.0), np.array([17.5, 18.0, 19.5, 20.5]))
+    assert mixed["fpr95"] == 0.5
+    assert mixed["auroc"] == pytest.approx((18 + 18.5 + 20 + 20) / 80)
+    assert measures.measure(np.arange(20.0), np.full(5, -1.0))["auroc"] == 0
+
+
+def test_the_table_counts_what_the_training_threshold_calls_out():
+    parts = toy_parts()
+    found = measures.table(parts)["good"]
+    threshold = np.sort(parts.held["good"])[57]  # at least 95 % of 60 lie at or below
+    assert np.mean(parts.held["good"] <= threshold) >= 0.95
+    for out, values in {"test": parts.inside, **parts.outside}.items():
+        assert found[out]["called"] == np.mean(values["good"] > threshold)
+    assert measures.mean(found) == np.mean([found[out]["auroc"] for out in ("a", "b")])
+
+
+@pytest.mark.parametrize("way", measures.WAYS)
+def test_a_gain_is_the_difference_of_two_aurocs(way):
+    parts = toy_parts()
+    combine = measures.WAYS[way]
+    base, more = combine(parts, ["bad"]), combine(parts, ["bad", "good"])
+    found = measures.Bootstrap(base, resamples=200, seed=0).gain(more)
+    for out in parts.outside:
+        labels = np.repeat([0, 1], [80, len(parts.outside[out]["good"])])
+        before, after = (
+            roc_auc_score(labels, np.concatenate([c.inside, c.outside[out]])) for c in (base, more)
+        )
+        assert found["by_set"][out] == pytest.approx(after - before, abs=1e-6)
+    assert 0 < found["low"] < found["gain"] < found["high"]
+    same = measures.Bootstrap(base, resamples=50, seed=0).gain(base)
+    assert same["gain"] == same["low"] == same["high"] == 0
+
+
+def test_the_sum_is_of_standardised_scores():
+    parts = toy_parts()
+    found = measures.summed(parts, ["good", "bad"])
+    standard = [
+        (parts.inside[n] - parts.held[n].mean()) / parts.held[n].std() for n in ("good", "bad")
+    ]
+    np.testing.assert_allclose(found.inside, standard[0] + standard[1])
+
+
+@pytest.mark.parametrize("way", measures.WAYS)
+def test_what_is_tested_changes_no_combination(way):
+    """Neither test images nor outliers are seen by what is fitted or chosen."""
+    parts, other = toy_parts(), toy_parts(seed=1)
+    changed = parts._replace(inside=other.inside, outside=other.outside)
+    one, two = (measures.WAYS[way](p, ["good", "bad"]) for p in (parts, changed))
+    assert one.weights == two.weights
+    assert one.synthetic == two.synthetic
+    mixed = parts._replace(outside={"a": parts.outside["a"], "b": other.outside["a"]})
+    np.testing.assert_array_equal(
+        measures.WAYS[way](mixed, ["good", "bad"]).outside["a"], one.outside["a"]
+    )
+    options = {"resamples": 20, "seed": 0}
+    chosen = [
+        measures.choose(measures.partners(p, ["bad"], ["good", "far"], **options), ["good", "far"])
+        for p in (parts, changed)
+    ]
+    assert chosen[0] == chosen[1]
+
+
+def test_what_stands_in_the_place_of_its_twin_gains_nothing():
+    parts = toy_parts()
+    found = measures.partners(
+        parts, ["bad"], ["far"], resamples=20, seed=0, instead_of="good"
+    )["far"]["logistic"]  # fmt: skip
+    assert abs(found["gain"]) < 1e-6
+    assert found["weights"][1] < 0
+
+
+def test_a_score_that_is_turned_round_is_not_chosen():
+    found = measures.partners(toy_parts(), ["bad"], ["good", "far"], resamples=20, seed=0)
+    assert found["far"]["logistic"]["weights"][1] < 0
+    assert found["far"]["logistic"]["synthetic"] > 0.7
+    assert measures.choose(found, ["far"]) == ("far", "sum")
+    assert measures.choose(found, ["good", "far"])[0] == "good"
+
+
+def test_scores_that_are_no_numbers_are_counted_and_left_out():
+    parts = toy_parts()
+    parts.outside["a"]["bad"][3] = np.nan
+    assert measures.finite(parts) == {"bad": 1}
+    assert set(measures.only(parts, ["good"]).outside["a"]) == {"good"}
+
+
+def test_only_scores_of_blind_references_are_the_leafs():
+    assert tables.is_blind("residual[predicted]")
+    assert tables.is_blind("trace")
+    for name in ("energy", "distance[fixed, min]", "residual[nearest]"):
+        assert not tables.is_blind(name)
+    assert tables.control_of("residual[fixed, min]") == "distance[fixed, min]"
+    assert tables.control_of("fisher_distance[fixed, min]") is None
+
+
+# --- the script --------------------------------------------------------------------------------
+
+# As many references in each family as there are classes, so that they share compiled programs.
+SMOKE = ood.Config(
+    count=12, calibration=30, bank=100, fixed=10, many=10, resamples=10, max_steps=20, step=1.0
+)
+
+
+def test_the_script_writes_tables_numbers_and_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(ood, "_HELD_OUT", {})
+    monkeypatch.setattr(ood, "_SMALL", 0)  # as for large images: fewer programs with feet
+    found = []
+    with jax.enable_x64(False):
+        for name in ("one", "two"):
+            found.append(ood.run(replace(SMOKE, out=tmp_path / name)))
+            monkeypatch.setattr(ood, "_costs", lambda *_: {})
+    texts = [(tmp_path / name / "results.json").read_text() for name in ("one", "two")]
+    assert texts[0] == texts[1]
+    written = json.loads(texts[0])
+    assert written["setting"]["outliers"]["faces"] == 12
+    result = written["epochs"]["given"]
+    assert result["accuracy"] == pytest.approx(0.944, abs=0.01)
+    assert result["not_finite"] == {}
+    outs = set(data.out_names(DIGITS))
+    for rows in result["scores"].values():
+        assert set(rows) == outs | {"test"}
+        assert all(0 <= rows[out]["auroc"] <= 1 for out in outs)
+    some = {"residual[predicted]", "kernel_fraction[fixed, mean]", "kernel_at_x[many, min]"}
+    assert {*some, "trace", "residual_ratio[nearest]", *baselines.NAMES} <= set(result["scores"])
+    assert result["scores"]["knn_pixels"]["inverted"]["auroc"] > 0.9
+    told = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert told["milliseconds_an_image"]["leaf, predicted"] > 0
+    assert "ms an image" in (tmp_path / "one" / "table.md").read_text()
+    for picture in ("auroc.png", "examples.png"):
+        with Image.open(tmp_path / "one" / picture) as image:
+            assert min(image.size) > 100
+    assert tables.verdict(result)[0] in ("holds", "holds in part", "does not hold")
+
+
+def test_a_network_without_classes_is_trained_as_the_other_was(tmp_path):
+    with jax.enable_x64(False):
+        settings = zoo.TrainConfig(epochs=2, learning_rate=0.1, batch_size=120, track_per_epoch=1)
+        model = zoo.MLP((64, 8, 10), rngs=nnx.Rngs(0))
+        zoo.train(model, DIGITS, settings, out=tmp_path / "whole", progress=False)
+        config = ood.Config(checkpoint=tmp_path / "whole", epochs=(1, 2), out=tmp_path)
+        networks = ood.networks(config)
+        rest, outside, others = ood.train_without(config, DIGITS, list(networks))
+    assert set(networks) == set(others) == {"1", "2"}
+    assert set(DIGITS.test_y) - {8, 9} == set(map(int, rest.class_names))
+    assert len(outside) == np.isin(DIGITS.test_y, (8, 9)).sum()
+    assert others["1"](rest.test_x[0]).shape == (8,)
+    results = {
+        epoch: {"scores": {"a": {"x": {"auroc": score}}}, "mean_trace": trace, "accuracy": 1.0}
+        for epoch, score, trace in (("1", 0.7, 2.0), ("2", 0.6, 1.0))
+    }
+    told = ood._training(config, results)
+    assert told["best_epoch"] == {"a": "1"}
+    assert told["most_trace"] == "1"
+    assert told["peak_epoch_of_training"] in (1, 2)
