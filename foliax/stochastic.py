@@ -237,7 +237,8 @@ def _diffusion(scene: _Scene, x: Array, scale: Array) -> lx.AbstractLinearOperat
             return scale * (noise - tangent if scene.along == "kernel" else tangent)
 
         size = x.size
-    return lx.FunctionLinearOperator(move, jax.ShapeDtypeStruct((size,), x.dtype))
+    # Asked for, and not written down: on a mesh of devices a structure says that it is there.
+    return lx.FunctionLinearOperator(move, jax.eval_shape(lambda: jnp.zeros(size, x.dtype)))
 
 
 def _back(scene: _Scene, x: Array, moved: Array) -> Array:

@@ -23,8 +23,10 @@ from jax.tree_util import Partial, keystr
 from jaxtyping import Array, Int
 from tqdm import tqdm
 
+from foliax import sharding
 from foliax._inputs import check_count, is_traced
 from foliax._sweep_files import Folder, held
+from foliax._sweep_hosts import FolderOfHosts
 from foliax._sweep_rows import Rows, has_keys
 from foliax._types import Count
 
@@ -42,6 +44,7 @@ def sweep(
     block: Count | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    mesh: Any = None,  # a jax.sharding.Mesh
 ) -> Any:
     """Return fn(model, x) for every x of a data set, in one compiled program.
 
@@ -72,6 +75,9 @@ def sweep(
             stay in the caches, and wait least for their slowest walk) and for all elsewhere.
         out: A folder for the results, for this sweep alone; None to keep them in memory.
         progress: Whether to show a bar on stderr.
+        mesh: Devices that share every batch, from `foliax.sharding.mesh`; None for one. Over
+            several hosts every process calls sweep alike: the first one writes to `out`, which all
+            must see, and each gets all the results.
 
     Returns:
         What fn returns, every array with a leading axis over the inputs: NumPy arrays, or with
@@ -110,11 +116,14 @@ def sweep(
     if block is not None:
         check_count(block, name="block")
     rows = Rows.of(inputs)
-    with nullcontext() if out is None else held(Path(out)):
-        task = _Task.of(fn, model, rows, int(batch), block)
+    hosts = mesh is not None and mesh.is_multi_process
+    writes = out is not None and not (hosts and jax.process_index())
+    with held(Path(out)) if writes else nullcontext():  # type: ignore[arg-type]
+        task = _Task.of(fn, model, rows, int(batch), block, mesh)
         if out is None:
             return task.run(_Memory(task.layout), progress)
-        return task.run(Folder(Path(out), task.layout, task.fingerprint()), progress)
+        store = (FolderOfHosts if hosts else Folder)(Path(out), task.layout, task.fingerprint())
+        return task.run(store, progress and writes)
 
 
 # --- the program -------------------------------------------------------------------------------
@@ -154,9 +163,19 @@ def _program(fn: Any, model: Any, rows: Any, num_blocks: Int[Array, ""]) -> Any:
     return lax.fori_loop(0, num_blocks, step, blank)
 
 
-def _compute(fn: Any, model: Any, rows: Any, num_blocks: int) -> Any:
-    """Put a batch on the device, compute it and fetch it: all that knows of devices."""
-    return jax.device_get(_program(fn, model, rows, jnp.asarray(num_blocks, jnp.int32)))
+def _share(fn: Any, model: Any, rows: Any, num_blocks: Int[Array, " blocks"]) -> Any:
+    """Return the share of one device."""
+    return _program(fn, model, rows, num_blocks[0])
+
+
+def _compute(fn: Any, model: Any, rows: Any, num_blocks: int, mesh: Any) -> Any:
+    """Put a batch on the devices, compute it and fetch it: all that knows of devices."""
+    if mesh is None:
+        return jax.device_get(_program(fn, model, rows, jnp.asarray(num_blocks, jnp.int32)))
+    each = len(jax.tree.leaves(rows)[0]) // mesh.size
+    shares = np.clip(num_blocks - each * np.arange(mesh.size), 0, each).astype(np.int32)
+    shares = np.repeat(shares, each)  # said to a device with each of its blocks
+    return sharding.gather(sharding.spread(Partial(_share, fn), model, rows, shares, mesh=mesh))
 
 
 @dataclass(frozen=True)
@@ -171,6 +190,7 @@ class _Task:
         block: Lanes that are computed at once.
         layout: Shape and dtype of every result, by the name of its file.
         treedef: Rebuilds what fn returns.
+        mesh: The devices; None for one.
     """
 
     fn: Any
@@ -180,13 +200,17 @@ class _Task:
     block: int
     layout: dict[str, jax.ShapeDtypeStruct]
     treedef: Any  # a PyTreeDef
+    mesh: Any
 
     @classmethod
-    def of(cls, fn: Any, model: Any, rows: Rows, batch: int, block: int | None) -> "_Task":
+    def of(
+        cls, fn: Any, model: Any, rows: Rows, batch: int, block: int | None, mesh: Any
+    ) -> "_Task":
         """Trace fn for what it returns."""
         if block is None:
             block = _CPU_BLOCK if jax.default_backend() == "cpu" else batch
-        block = min(int(block), batch)
+        devices = 1 if mesh is None else mesh.size
+        block = min(int(block), -(-batch // devices))
         if isinstance(fn, partial):  # as a pytree, two that are alike share a program
             fn = Partial(fn.func, *fn.args, **fn.keywords)
         # Once, and not with every batch.
@@ -201,13 +225,20 @@ class _Task:
             name: jax.ShapeDtypeStruct((rows.count, *leaf.shape[1:]), leaf.dtype)
             for name, (_, leaf) in zip(names, leaves, strict=True)
         }
-        return cls(fn, model, rows, batch, block, layout, treedef)
+        if mesh is not None:
+            fn, model = sharding.replicate((fn, model), mesh)
+        return cls(fn, model, rows, batch, block, layout, treedef, mesh)
 
     def num_blocks(self, count: int) -> int:
         """Return how many blocks hold so many rows."""
         return -(-count // self.block)
 
-    def run(self, store: "_Memory | Folder", progress: bool) -> Any:
+    def cut(self) -> tuple[int, int]:
+        """Return how a batch is cut: in blocks, as many on each device, of so many rows."""
+        devices = 1 if self.mesh is None else self.mesh.size
+        return -(-self.num_blocks(self.batch) // devices) * devices, self.block
+
+    def run(self, store: "_Memory | Folder | FolderOfHosts", progress: bool) -> Any:
         """Go through what the store lacks, and return the results."""
         bar = tqdm(
             total=self.rows.count,
@@ -225,15 +256,15 @@ class _Task:
         return self.treedef.unflatten(store.results())
 
     def _results(self, start: int, stop: int) -> list[np.ndarray]:
-        count, cut = stop - start, (self.num_blocks(self.batch), self.block)
-        rows = [_padded(leaf, cut) for leaf in self.rows.read(start, stop)]
+        count = stop - start
+        rows = [_padded(leaf, self.cut()) for leaf in self.rows.read(start, stop)]
         rows = self.rows.treedef.unflatten(rows)
-        results = _compute(self.fn, self.model, rows, self.num_blocks(count))
+        results = _compute(self.fn, self.model, rows, self.num_blocks(count), self.mesh)
         return [_joined(leaf)[:count] for leaf in jax.tree.leaves(results)]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return all that the results depend on, by the words that a refusal uses."""
-        rows = self.rows.blank(self.num_blocks(self.batch), self.block)
+        rows = self.rows.blank(*self.cut())
         program = _program.lower(self.fn, self.model, rows, jnp.asarray(0, jnp.int32)).as_text()
         return {
             "fn": _spelled(self.fn),
@@ -246,6 +277,7 @@ class _Task:
             "batch": self.batch,
             "block": self.block,
             "device": jax.devices()[0].device_kind,
+            "devices": 1 if self.mesh is None else self.mesh.size,
             "foliax": metadata.version("foliax"),
             "jax": jax.__version__,
         }

@@ -1,0 +1,118 @@
+"""What tests/test_sharding.py runs in a process of its own, on eight virtual devices.
+
+Prints one JSON object: by the name of a function, its largest difference from one device, and how
+many rows of its result each device holds.
+"""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import foliax
+from foliax import sharding, zoo
+
+STEPS = {"max_steps": 20, "save_every": 10}
+
+
+def difference(many, one):
+    """Return the largest difference, as a share of the largest entry."""
+    pairs = zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True)
+    worst = 0.0
+    for a, b in pairs:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape, (a.shape, b.shape)
+        worst = max(worst, float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30)))
+    return worst
+
+
+def rows(tree):
+    """Return how many rows each device holds of every array, once each."""
+    held = {
+        tuple(shard.data.shape[0] for shard in leaf.addressable_shards)
+        for leaf in jax.tree.leaves(tree)
+    }
+    return sorted(map(list, held))
+
+
+def every(fn):
+    return jax.vmap(fn, in_axes=(None, 0))
+
+
+def brownian(model, xs, keys):
+    return jax.vmap(
+        lambda x, key: foliax.brownian(model, x, key, 0.1, num_steps=10, save_every=10)
+    )(xs, keys)
+
+
+def main():
+    model, data = zoo.load("digits_mlp"), zoo.load_digits()
+    mesh = sharding.mesh()
+    xs, targets = data.test_x[:16], data.test_x[16:32]
+    keys = jax.random.split(jax.random.key(0), 16)
+    functions = {
+        "trace": (every(foliax.trace), (xs,)),
+        "rank": (every(foliax.rank), (xs,)),
+        "factor": (every(foliax.factor), (xs,)),
+        "values": (every(lambda m, x: foliax.eigh(m, x).values), (xs,)),
+        "project_leaf": (jax.vmap(foliax.project_leaf, in_axes=(None, 0, 0)), (xs, targets)),
+        "walks": (partial(foliax.walks, box=data.box, **STEPS), (xs, targets)),
+        "drifts": (
+            partial(foliax.drifts, along="kernel", box=data.box, **STEPS), (xs, targets - xs),
+        ),
+        "foot": (
+            jax.vmap(partial(foliax.foot, max_steps=20), in_axes=(None, 0, 0)), (xs, targets),
+        ),
+        "brownian": (brownian, (xs, keys)),
+    }  # fmt: skip
+    told = {"devices": mesh.size}
+    for name, (fn, inputs) in functions.items():
+        many = sharding.spread(fn, model, *inputs, mesh=mesh)
+        told[name] = {"difference": difference(many, fn(model, *inputs)), "rows": rows(many)}
+    for count in (1, 5, 13):  # no multiples of the number of devices
+        fn, inputs = functions["trace"][0], (xs[:count],)
+        many = sharding.spread(fn, model, *inputs, mesh=mesh)
+        told[f"trace of {count}"] = {"difference": difference(many, fn(model, *inputs))}
+    swept = partial(foliax.sweep, foliax.trace, model, data.test_x[:101], progress=False, batch=40)
+    told["sweep"] = {"difference": difference(swept(mesh=mesh), swept())}
+    whole = sharding.factor(model, xs[0], mesh=mesh)
+    told["factor of one input"] = {
+        "difference": difference(whole[:9], foliax.factor(model, xs[0])),
+        "rows": rows(whole),
+        "padding": float(jnp.max(jnp.abs(whole[9:]))),
+    }
+    many_classes = zoo.MLP((64, 32, 1000), rngs=nnx.Rngs(0))
+    whole = sharding.factor(many_classes, xs[0], mesh=mesh)
+    told["factor of 1000 classes"] = {
+        "difference": difference(whole[:999], foliax.factor(many_classes, xs[0])),
+        "rows": rows(whole),
+        "padding": float(jnp.max(jnp.abs(whole[999:]))),
+    }
+    plain = sharding.place(xs, mesh)  # and without help, by jit's own partitioning
+    automatic = jax.jit(every(foliax.trace))(sharding.replicate(model, mesh), plain)
+    told["jit"] = {
+        "difference": difference(automatic, every(foliax.trace)(model, xs)),
+        "rows": rows(automatic),
+    }
+    told["compiled again"] = compilations(model, functions["walks"], mesh)
+    print(json.dumps(told))
+
+
+def compilations(model, function, mesh):
+    """Return how often a second call with other weights compiles anything."""
+    counted = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: counted.append(event) if "backend_compile" in event else None
+    )
+    fn, inputs = function
+    other = jax.tree.map(lambda leaf: leaf * 0.5, model)
+    counted.clear()
+    sharding.spread(fn, other, *inputs, mesh=mesh)
+    return len(counted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Many devices give what one gives, each holds its share; two processes agree with one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import foliax
+from foliax import sharding, zoo
+
+ROOT = Path(__file__).parents[1]
+NUM_DEVICES = 8
+TOLERANCE = 1e-6
+
+
+def environment(**more):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    return {**kept, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", **more}
+
+
+@pytest.fixture(scope="module")
+def told():
+    """Return what eight virtual devices of this machine say."""
+    flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.on_eight_devices"],
+        capture_output=True, text=True, cwd=ROOT, env=environment(XLA_FLAGS=flags), timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+FUNCTIONS = [
+    "trace", "rank", "factor", "values", "project_leaf", "walks", "drifts", "foot", "brownian",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_eight_devices_give_what_one_gives(told, name):
+    assert told["devices"] == NUM_DEVICES
+    assert told[name]["difference"] <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "jit"])
+def test_every_device_holds_its_share(told, name):
+    assert told[name]["rows"] == [[2] * NUM_DEVICES]
+
+
+@pytest.mark.parametrize("name", ["trace of 1", "trace of 5", "trace of 13", "sweep", "jit"])
+def test_odd_numbers_of_inputs(told, name):
+    assert told[name]["difference"] <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("factor of one input", 2),  # 9 rows, filled up to 16
+        ("factor of 1000 classes", 125),  # 999 rows, of 1000: an eighth each
+    ],
+)
+def test_a_factor_is_cut_over_its_rows(told, name, rows):
+    found = told[name]
+    assert found["difference"] <= TOLERANCE
+    assert found["rows"] == [[rows] * NUM_DEVICES]
+    assert found["padding"] == 0
+
+
+def test_other_weights_do_not_compile_again(told):
+    assert told["compiled again"] == 0
+
+
+SWEEP = """
+import sys
+import numpy as np
+from foliax import sharding
+assert sharding.initialize()
+import jax, foliax
+from foliax import zoo
+model, data = zoo.load("digits_mlp"), zoo.load_digits()
+mesh = sharding.mesh()
+assert mesh.is_multi_process and mesh.size == 2
+found = foliax.sweep(
+    foliax.trace, model, data.test_x[:101], mesh=mesh, batch=40, progress=False, out=sys.argv[1]
+)
+again = foliax.sweep(
+    foliax.trace, model, data.test_x[:101], mesh=mesh, batch=40, progress=False, out=sys.argv[1]
+)
+alone = foliax.sweep(
+    foliax.trace, model, data.test_x[:101], mesh=mesh, batch=40, progress=False
+)
+assert np.array_equal(found, again) and np.array_equal(found, alone)
+np.save(f"{sys.argv[2]}{jax.process_index()}.npy", np.asarray(found))
+"""
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def test_two_processes_sweep_as_one(tmp_path):
+    port = free_port()
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SWEEP, str(tmp_path / "out"), str(tmp_path / "got")],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment(
+                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(place), XLA_FLAGS="",
+            ),
+        )
+        for place in range(2)
+    ]  # fmt: skip
+    for process in running:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    with jax.enable_x64(False):
+        model, data = zoo.load("digits_mlp"), zoo.load_digits()
+        one = foliax.sweep(foliax.trace, model, data.test_x[:101], batch=40, progress=False)
+    for place in range(2):
+        np.testing.assert_allclose(np.load(tmp_path / f"got{place}.npy"), one, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"JAX_NUM_PROCESSES": "2"}, "lacks JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+         "must be whole numbers, got two and 0"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+         "JAX_PROCESS_ID must lie in 0 … 1, got 2"),
+    ],
+)  # fmt: skip
+def test_half_an_environment_is_refused(given, match):
+    with pytest.raises(ValueError, match=match):
+        sharding.initialize(given)
+
+
+def test_without_the_environment_nothing_is_joined():
+    assert sharding.initialize({}) is False
+    one = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
+    assert sharding.initialize(one) is False
+
+
+@pytest.mark.parametrize("devices", [0, -1, 10_000, True])
+def test_devices_that_are_not_there(devices):
+    with pytest.raises(ValueError, match="devices must be"):
+        sharding.mesh(devices)
+
+
+def test_inputs_must_be_stacked_alike():
+    trace = jax.vmap(foliax.trace, in_axes=(None, 0))
+    mesh, model = sharding.mesh(1), lambda x: x
+    for inputs in [(jnp.ones(3), jnp.ones(4)), (jnp.ones(()),), (jnp.ones((0, 3)),)]:
+        with pytest.raises(ValueError, match="stacked alike along axis 0"):
+            sharding.spread(trace, model, *inputs, mesh=mesh)
+    with pytest.raises(ValueError, match="got none"):
+        sharding.spread(trace, model, mesh=mesh)
