@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,6 +11,7 @@ import tyro
 
 from experiments._common import Loaded, load, provenance, write_json
 from experiments._report import write_report
+from experiments._run import running
 from foliax import zoo
 
 _SCHEMES = (
@@ -18,7 +19,7 @@ _SCHEMES = (
     "“Exact” steps follow the projection and keep p along the kernel; “published” is the paper's "
     "scheme, unit-speed steps clipped to the pixel box."
 )
-_WHERE = ("checkpoint", "epoch", "weights", "out")  # said by `network` or run.json
+_WHERE = ("checkpoint", "epoch", "weights", "out", "devices")  # said by `network` or run.json
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Command:
         start: Place of one start in the test set; None to draw starts by the seed.
         seed: Draws images, directions and noise.
         out: Output folder.
+        devices: How many devices share the walks; None for all that JAX sees.
         quick: Few steps, to see that everything runs.
     """
 
@@ -54,6 +56,7 @@ class Command:
     start: int | None = None
     seed: int = 0
     out: Path = Path("out")
+    devices: int | None = None
     quick: bool = False
 
     def load(self) -> Loaded:
@@ -153,10 +156,8 @@ def main(
 ) -> None:
     """Run an experiment from the command line: read it, measure, write, say what was found."""
     command = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
-    try:
-        results = perform(command, measure, title=name)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise SystemExit(f"{name}: {error}") from error
+    with running(name, command.out, devices=command.devices, hosts=True) as out:
+        results = perform(replace(command, out=out), measure, title=name)
     for claim, section in results["claims"].items():
         print(f"{claim} {section['outcome']}: {section['title']}\n{section['verdict']}")
     print(f"report: {command.out / 'report.html'}")

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from flax import nnx
 from tqdm import tqdm
 
 import foliax
-from foliax import zoo
+from experiments import _run
+from foliax import sharding, zoo
 from foliax.zoo import checkpoints
 
 SIGNIFICANT = 6  # digits kept in JSON: what float32 can repeat
@@ -215,17 +217,22 @@ def _each(
     box: Any,
     options: Mapping[str, Any],
 ) -> Any:
-    """Run one path after another on a CPU, where a path alone is as fast; all at once elsewhere."""
-    size = 1 if jax.default_backend() == "cpu" else max(1, len(xs))
+    """Run one path after another on a CPU, where a path alone is as fast; all at once elsewhere.
+
+    Several devices share them, see `_run.running`.
+    """
+    mesh = _run.mesh()
+    num_devices = 1 if mesh is None else mesh.size
+    block = 1 if jax.default_backend() == "cpu" else max(1, -(-len(xs) // num_devices))
+    fn = partial(many, box=box, block=block, **options)
+    size = block * num_devices
     told = f"{name}, {options.get('scheme', 'exact')}"
     starts = range(0, len(xs), size)
-    paths = [
-        jax.tree.map(
-            np.asarray,
-            many(model, xs[i : i + size], goals[i : i + size], box=box, block=size, **options),
-        )
-        for i in tqdm(starts, desc=told, leave=False, disable=len(starts) < 2, dynamic_ncols=True)
-    ]
+    paths = []
+    for i in tqdm(starts, desc=told, leave=False, disable=len(starts) < 2, dynamic_ncols=True):
+        part = xs[i : i + size], goals[i : i + size]
+        found = fn(model, *part) if mesh is None else sharding.spread(fn, model, *part, mesh=mesh)
+        paths.append(sharding.gather(found))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *paths)
 
 

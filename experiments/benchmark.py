@@ -39,6 +39,7 @@ from experiments._benchmark_bench import Bench, Sizes
 from experiments._benchmark_nets import obtain
 from experiments._benchmark_rows import ROWS, SLOW, Name
 from experiments._common import plain, provenance, write_json, write_text
+from experiments._run import running
 
 _CPU_BLOCK, _GPU_BLOCK = 4, 64  # images at a time: what fits the caches; what fills the device
 _QUICK_ROUNDS = 3
@@ -231,10 +232,8 @@ def _version(package: str) -> str | None:
 def main() -> None:
     """Run from the command line."""
     config = tyro.cli(Config, prog="python -m experiments.benchmark", description=__doc__)
-    try:
+    with running("benchmark", config.out):
         results = run(config)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise SystemExit(f"benchmark: {error}") from error
     print((config.out / "table.md").read_text(encoding="utf-8"))
     failed = [name for name, row in results["rows"].items() if row["status"].startswith("failed")]
     if failed:

@@ -26,6 +26,7 @@ from experiments import _claims_table as table
 from experiments import _command, data_leaf, kernel, noise_leaf, noise_level
 from experiments._common import Loaded, load, plain, provenance, write_json, write_text
 from experiments._report import write_report
+from experiments._run import running
 from foliax import zoo
 
 CLAIMS = ("S3", "S4", "S5", "S6", "S7")
@@ -46,6 +47,7 @@ class Config:
         noise: How noisy the images of S7 are made, root mean square in pixel units, about.
         seed: Draws pairs, directions and noise.
         out: Output folder.
+        devices: How many devices share the walks; None for all that JAX sees.
         quick: Few pairs and steps, to see that everything runs.
     """
 
@@ -60,6 +62,7 @@ class Config:
     noise: float = 0.2
     seed: int = 0
     out: Path = Path("out/claims")
+    devices: int | None = None
     quick: bool = False
 
     def effective(self) -> "Config":
@@ -237,10 +240,8 @@ def _read(file: Path, setting: dict[str, Any]) -> dict[str, Any] | None:
 def main() -> None:
     """Run from the command line."""
     config = tyro.cli(Config, prog="python -m experiments.claims", description=__doc__)
-    try:
+    with running("claims", config.out, devices=config.devices):
         run(config)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise SystemExit(f"claims: {error}") from error
     print((config.out / "table.md").read_text(encoding="utf-8"))
     print(f"table: {config.out / 'table.md'}")
 

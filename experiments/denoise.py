@@ -37,6 +37,7 @@ from experiments._denoise_leaf import (
 )
 from experiments._denoise_report import CONTROL
 from experiments._judge import judge
+from experiments._run import running
 from foliax.apps.denoise import choose
 
 _TRACED = 256  # training images whose mean trace is told
@@ -259,11 +260,9 @@ def main() -> None:
     """Run from the command line, and print the tables."""
     command = tyro.cli(Command, prog="python -m experiments.denoise", description=__doc__)
     begun = time.perf_counter()
-    try:
+    with running("denoise", command.out):
         found = measure_command(command)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise SystemExit(f"denoise: {error}") from error
-    _command.write(command, found, time.perf_counter() - begun, "Denoising by data leaves")
+        _command.write(command, found, time.perf_counter() - begun, "Denoising by data leaves")
     print((command.out / "report.md").read_text(encoding="utf-8"))
 
 

@@ -44,6 +44,7 @@ from tqdm import tqdm
 import foliax
 from experiments._common import endings, load, provenance, write_json
 from experiments._integrators import HEUN, TSIT5, Method, adaptive, compiled, joined, timed
+from experiments._run import running
 from foliax import viz, zoo
 
 KEPT = (1e-4, 1e-3)  # changes of p that are counted as none
@@ -374,5 +375,12 @@ def tables(results: dict[str, Any], timing: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def main() -> None:
+    """Run from the command line."""
+    config = tyro.cli(Config, prog="python -m experiments.drift", description=__doc__)
+    with running("drift", config.out):
+        run(config)
+
+
 if __name__ == "__main__":
-    run(tyro.cli(Config, description=__doc__))
+    main()

@@ -40,6 +40,7 @@ from experiments._curves import (
     spaced,
     train,
 )
+from experiments._run import running
 from foliax import zoo
 from foliax.viz.plane import Family, Plane, plane, tinted
 
@@ -256,5 +257,12 @@ def run(config: Config) -> dict[str, Any]:
     return results
 
 
+def main() -> None:
+    """Run from the command line."""
+    config = tyro.cli(Config, prog="python -m experiments.foliation_2d", description=__doc__)
+    with running("foliation_2d", config.out):
+        run(config)
+
+
 if __name__ == "__main__":
-    run(tyro.cli(Config, description=__doc__))
+    main()

@@ -45,6 +45,7 @@ from experiments._curves import (
     spaced,
     train,
 )
+from experiments._run import running
 from foliax import zoo
 from foliax.viz.space import Sheet, Space, Strands, space
 from foliax.viz.style import INK, PALETTE
@@ -389,5 +390,12 @@ def _told(numbers: dict[str, Any]) -> str:
     )
 
 
+def main() -> None:
+    """Run from the command line."""
+    config = tyro.cli(Config, prog="python -m experiments.foliation_3d", description=__doc__)
+    with running("foliation_3d", config.out):
+        run(config)
+
+
 if __name__ == "__main__":
-    run(tyro.cli(Config, description=__doc__))
+    main()

@@ -27,6 +27,7 @@ import foliax
 from experiments import _imagenet as parts
 from experiments._common import provenance, write_json
 from experiments._report import write_report
+from experiments._run import running
 from foliax import viz
 from foliax.data_matrix import count_rank, singular_values
 from foliax.foliation import contrast_jacobian
@@ -329,8 +330,10 @@ def _picture(vector: Any) -> np.ndarray:
 
 def main() -> None:
     """Run from the command line."""
-    config = tyro.cli(Config, description=__doc__)
-    for name, claim in run(config)["claims"].items():
+    config = tyro.cli(Config, prog="python -m experiments.imagenet", description=__doc__)
+    with running("imagenet", config.out):
+        results = run(config)
+    for name, claim in results["claims"].items():
         print(f"{name} {claim['outcome']}: {claim['verdict']}")
     print(f"report: {config.out / 'report.html'}")
 

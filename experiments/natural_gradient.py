@@ -25,6 +25,7 @@ from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from experiments._common import FAILS, HOLDS, IN_PART, plain, provenance, write_json, write_text
+from experiments._run import running
 from foliax import fisher, viz, zoo
 from foliax.fisher import Apply
 
@@ -390,8 +391,9 @@ def draw(losses: Mapping[str, np.ndarray], names: Sequence[str], config: Config)
 
 def main() -> None:
     """Run from the command line."""
-    config = tyro.cli(Config, description=__doc__)
-    results = run(config)
+    config = tyro.cli(Config, prog="python -m experiments.natural_gradient", description=__doc__)
+    with running("natural_gradient", config.out):
+        results = run(config)
     print((config.out / "table.md").read_text(encoding="utf-8"))
     print(f"{results['outcome']}; curves: {config.out / 'steps.png'}")
 

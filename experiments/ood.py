@@ -39,6 +39,7 @@ from experiments._common import (
     write_json,
     write_text,
 )
+from experiments._run import running
 from foliax import zoo
 from foliax.zoo import checkpoints
 
@@ -384,10 +385,8 @@ def _write(
 def main() -> None:
     """Run from the command line."""
     config = tyro.cli(Config, prog="python -m experiments.ood", description=__doc__)
-    try:
+    with running("ood", config.out):
         run(config)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise SystemExit(f"ood: {error}") from error
     print((config.out / "table.md").read_text(encoding="utf-8"))
     print(f"table: {config.out / 'table.md'}")
 

@@ -13,6 +13,7 @@ import matplotlib
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
+from experiments._run import running
 from foliax.viz import style
 
 _WIDTH, _MARGIN, _CAPTION = 1700, 24, 40
@@ -109,5 +110,12 @@ def save(page: Image.Image, path: Path) -> Path:
     return path
 
 
+def main() -> None:
+    """Run from the command line."""
+    config = tyro.cli(Config, prog="python -m experiments.overview", description=__doc__)
+    with running("overview", config.out.parent):
+        print(run(config))
+
+
 if __name__ == "__main__":
-    print(run(tyro.cli(Config, description=__doc__)))
+    main()

@@ -34,6 +34,7 @@ from experiments._common import (
     write_text,
 )
 from experiments._report import section
+from experiments._run import running
 from foliax import viz
 from foliax.data_matrix import count_rank, singular_values
 
@@ -363,10 +364,8 @@ def _spread(found: Mapping[str, float]) -> str:
 def main() -> None:
     """Run from the command line."""
     command = tyro.cli(Command, description=__doc__)
-    try:
+    with running("rank_table", command.out):
         make_table(command)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise SystemExit(f"rank_table: {error}") from error
     print((command.out / "table.md").read_text(encoding="utf-8"))
     print(f"table: {command.out / 'table.md'}")
 

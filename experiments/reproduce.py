@@ -21,6 +21,7 @@ from tqdm import tqdm
 from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level, rank_table
 from experiments._common import provenance, write_json
 from experiments._report import write_report
+from experiments._run import running
 from experiments._training import Trained, obtain
 
 
@@ -35,6 +36,7 @@ class Config:
             of the mean trace. At 0.1 they go past it.
         seed: Seeds the training and draws pairs, directions and noise.
         out: Output folder.
+        devices: How many devices share the walks; None for all that JAX sees.
         checkpoint: "auto" trains, or goes on with what the output folder holds; otherwise a
             folder of checkpoints of an earlier training.
         smoke: Tiny sizes, to see that everything runs.
@@ -45,6 +47,7 @@ class Config:
     learning_rate: float = 0.01
     seed: int = 0
     out: Path = Path("out/reproduce")
+    devices: int | None = None
     checkpoint: str = "auto"
     smoke: bool = False
 
@@ -229,10 +232,8 @@ def _intro(trained: Trained, choice: dynamics.Choice) -> list[str]:
 def main() -> None:
     """Run from the command line."""
     config = tyro.cli(Config, description=__doc__)
-    try:
+    with running("reproduce", config.out, devices=config.devices):
         results = run(config)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"reproduce: {error}") from error
     for name, claim in results["claims"].items():
         print(f"{name} {claim['outcome']}: {claim['title']}")
     print(f"report: {config.out / 'report.html'}")

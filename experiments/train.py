@@ -21,6 +21,7 @@ from flax import nnx
 from experiments import dynamics, rank_table
 from experiments._common import provenance, write_json
 from experiments._report import write_report
+from experiments._run import running
 from foliax import zoo
 
 _LOOSE_IMAGES = 100
@@ -203,10 +204,8 @@ def _intro(
 def main() -> None:
     """Run from the command line."""
     config = tyro.cli(Config, description=__doc__)
-    try:
+    with running("train", config.out):
         results = run(config)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise SystemExit(f"train: {error}") from error
     print(results["choice"]["reason"])
     print(f"report: {config.out / 'report.html'}")
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+
+from foliax._folders import alone
 
 _JOURNAL, _DRAFT, _LOCK = "sweep.json", "sweep.json.part", "sweep.lock"
 _PIECE = 1 << 24  # bytes read at once where a file is checked
@@ -124,19 +125,8 @@ def held(folder: Path) -> Iterator[None]:
     if journal is not None and journal["done"] == journal["rows"]:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK, timeout=0)  # the system lets go of it when the process ends
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RuntimeError(
-            f"out={str(folder)!r} is being written by another run; wait for its end, or choose "
-            "another folder"
-        ) from None
-    try:
+    with alone(folder, _LOCK):
         yield
-    finally:
-        lock.release()
 
 
 # --- checks ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 from tqdm import tqdm
 
+from foliax._folders import alone
 from foliax.data_matrix import trace_and_rank
 from foliax.zoo import checkpoints
 from foliax.zoo.data import Dataset
@@ -116,6 +117,7 @@ def train(
     Raises:
         ValueError: If the data set does not fill a batch, the model does not fit the data set, or
             `out` holds another training.
+        RuntimeError: If another run is training into `out`.
 
     Example:
         >>> from flax import nnx
@@ -127,9 +129,25 @@ def train(
         [0, 2, 5, 7, 9, 12, 14, 16, 18, 21, 23]
     """
     _check_fit(model, dataset, config)
+    with nullcontext() if out is None else alone(out, "training.lock"):
+        return _train(
+            model, dataset, config, out, on_epoch, progress, {} if seconds is None else seconds
+        )
+
+
+def _train(
+    model: nnx.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    out: str | os.PathLike | None,
+    on_epoch: OnEpoch | None,
+    progress: bool,
+    seconds: MutableMapping[str, float],
+) -> tuple[nnx.Module, History]:
+    """Go on from the newest checkpoint, epoch by epoch."""
     identity = _identity(dataset, config)
     found = None if out is None else _resume(out, model, identity, config.epochs)
-    task, state = _begin(model, dataset, config, found, {} if seconds is None else seconds)
+    task, state = _begin(model, dataset, config, found, seconds)
     start = 0 if found is None else found.epoch
     if not start and config.track_per_epoch:
         _track(task, state, 0)
@@ -358,7 +376,7 @@ def _resume(
         warnings.warn(
             f"no checkpoint in {os.fspath(out)} can be read: the training starts over, and they "
             f"are kept in {kept}",
-            stacklevel=3,
+            stacklevel=4,
         )
         return None
     checkpoints.with_weights(model, checkpoint)  # another architecture is refused first
