@@ -21,6 +21,8 @@ _SCHEMES = (
 )
 _WHERE = ("checkpoint", "epoch", "weights", "out", "devices")  # said by `network` or run.json
 
+Count = Annotated[int, tyro.conf.arg(aliases=("--images",))]
+
 
 @dataclass(frozen=True)
 class Command:
@@ -52,7 +54,7 @@ class Command:
     checkpoint: Path | None = None
     epoch: int | None = None
     weights: Path | None = None
-    pairs: Annotated[int, tyro.conf.arg(aliases=("--images",))] = 1
+    pairs: Count = 1
     start: int | None = None
     seed: int = 0
     out: Path = Path("out")

@@ -43,7 +43,7 @@ class Command(_command.Command):
         step: Length of a step, normalised units.
     """
 
-    pairs: int = 50
+    pairs: _command.Count = 50
     steps: int = 500
     step: float = 0.25
     out: Path = Path("out/explain")

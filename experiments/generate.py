@@ -62,7 +62,7 @@ class Command(_command.Command):
         steps: Steps of a Brownian motion; a walk takes four times as many at most.
     """
 
-    pairs: int = 30
+    pairs: _command.Count = 30
     epochs: tuple[int, ...] = ()
     samples: int = 4
     length: float = 1.0

@@ -1,0 +1,61 @@
+"""Curvature is told with its numbers, and beside what is cheaper."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import _command, _curvature, curvature
+from foliax import zoo
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, quick_compilation):
+    """Return the folder of a small run, in float32 as users run it, and its results."""
+    out = tmp_path_factory.mktemp("curvature")
+    command = curvature.Command(pairs=16, hidden=12, epochs=2, steps=20, out=out)
+    with jax.enable_x64(False):
+        found = _command.perform(command, curvature.measure_command, title="curvature")
+    return out, found["claims"]
+
+
+def test_full_rank_has_a_quarter_and_less_has_not(smoke):
+    numbers = smoke[1]["intrinsic"]["numbers"]
+    assert numbers["given"]["full_rank"]["count"] > 10
+    assert numbers["given"]["full_rank"]["off_a_quarter"]["largest"] < 1e-3
+    assert numbers["koszul"]["largest"] < 1e-8
+    assert set(numbers["narrow"]["images_by_dimension"]) == {"2"}
+    curvatures = numbers["narrow"]["lower_rank"]["curvature"]
+    assert curvatures["largest"] - curvatures["least"] > 0.01
+    assert smoke[1]["intrinsic"]["outcome"] == "holds"
+
+
+def test_linear_regions_do_not_bend_and_smooth_leaves_do(smoke):
+    numbers = smoke[1]["extrinsic"]["numbers"]
+    assert numbers["given"]["norm"]["largest"] < 1e-4
+    assert numbers["smooth"]["norm"]["least"] > 1e-3
+    assert numbers["along"]["num_paths"] == 8
+
+
+def test_everything_is_written(smoke):
+    out, claims = smoke
+    with Image.open(out / "curvature.png") as image:
+        assert image.width > 1000
+    records = json.loads((out / "paths.json").read_text())["images"]
+    assert len(records) == 16
+    assert all(record["curvature"] == pytest.approx(0.25, abs=1e-3) for record in records)
+    written = json.loads((out / "results.json").read_text())["claims"]
+    assert written["extrinsic"]["verdict"] == claims["extrinsic"]["verdict"]
+    assert "second fundamental form" in (out / "report.md").read_text()
+
+
+def test_a_trained_network_repeats():
+    data = zoo.load_digits()
+    with jax.enable_x64(False):
+        models = [_curvature.trained(data, (64, 8, 10), epochs=1, seed=3) for _ in range(2)]
+    for a, b in zip(*map(jax.tree.leaves, models), strict=True):
+        np.testing.assert_array_equal(a, b)
