@@ -4,9 +4,10 @@ The local data matrix G(x, w) of a classifier, its spectrum, the foliation of in
 induces, and walks along the leaves. Everything here is a pure function of `(model, x, …)` for one
 input x; batch with `jax.vmap`, compile with `jax.jit`, the model being an argument.
 
-`foliax.fisher` (F on the parameters), `foliax.leaf` (the geometry of leaves), `foliax.apps` (what
-the foliation is good for), `foliax.sharding` (many devices and hosts), `foliax.zoo` (networks,
-data, training, checkpoints) and `foliax.viz` (pictures) are loaded when they are first used.
+`foliax.fisher` (F on the parameters), `foliax.leaf` (the geometry of leaves), `foliax.equivariance`
+(invariant models), `foliax.apps` (what the foliation is good for), `foliax.sharding` (many devices
+and hosts), `foliax.zoo` (networks, data, training, checkpoints) and `foliax.viz` (pictures) are
+loaded when they are first used.
 """
 
 import importlib
@@ -50,7 +51,7 @@ from foliax.sweep import sweep as sweep
 
 __version__ = importlib.metadata.version("foliax")
 
-_ON_DEMAND = ("apps", "fisher", "leaf", "sharding", "viz", "zoo")
+_ON_DEMAND = ("apps", "equivariance", "fisher", "leaf", "sharding", "viz", "zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import foliax
-from foliax import fisher, leaf, sharding, viz, zoo
+from foliax import equivariance, fisher, leaf, sharding, viz, zoo
 from foliax.apps import denoise, explain, generate, ood
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -23,7 +23,7 @@ FACE = [
 ]
 ROOMS = [("foliax.md", foliax, FACE)] + [
     (f"{module.__name__.removeprefix('foliax.')}.md", module, module.__all__)
-    for module in (fisher, leaf, sharding, zoo, viz, denoise, explain, generate, ood)
+    for module in (fisher, leaf, equivariance, sharding, zoo, viz, denoise, explain, generate, ood)
 ]
 
 

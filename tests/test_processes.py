@@ -130,6 +130,7 @@ zoo.train(model, zoo.load_digits(), config, out=sys.argv[1], on_epoch=on_epoch, 
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoints(tmp_path):
     said = finish(start("-c", TRAINING, tmp_path / "full", "full"), returncode=1)
     assert "File too large" in said or "EFBIG" in said
@@ -164,6 +165,7 @@ def numbers(value):
     return [], [value]
 
 
+@pytest.mark.slow
 def test_a_script_shares_its_walks_among_processes_and_devices(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     together = [

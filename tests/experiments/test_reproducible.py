@@ -85,7 +85,13 @@ def check(first, second):
     assert first == second
 
 
-@pytest.mark.parametrize("name", POPULATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("data_leaf", "kernel") else pytest.param(name, marks=pytest.mark.slow)
+        for name in POPULATIONS
+    ],
+)
 def test_populations_repeat(name, tmp_path):
     module, command = POPULATIONS[name]
     check(*twice(
@@ -119,9 +125,8 @@ def trained_commands(training):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["dynamics", "generate", pytest.param("denoise", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dynamics", "generate", "denoise"])
 def test_scripts_on_a_training_repeat(name, training, tmp_path):
     module, command = trained_commands(training)[name]
     check(*twice(

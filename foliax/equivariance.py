@@ -1,0 +1,221 @@
+"""Does the geometry move with the input: how far a model is from G(gx) = g G(x) gᵀ.
+
+Where the logits are invariant under an isometry g of input space, G moves with it, and g maps
+leaves to leaves. Averaging logits over a finite group of isometries makes any model invariant.
+
+    from foliax import equivariance
+    equivariance.defect(model, x, equivariance.mirror).matrix         # > 0 for most networks
+    invariant = equivariance.averaged(model, equivariance.MIRRORS)
+    equivariance.defect(invariant, x, equivariance.mirror).matrix     # rounding
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from foliax._inputs import as_point, dot
+from foliax._types import Count, Model
+from foliax.data_matrix import factor
+from foliax.foliation import frame
+from foliax.likelihood import Categorical, Likelihood
+
+__all__ = [
+    "MIRRORS",
+    "QUARTER_TURNS",
+    "SYMMETRIES",
+    "Averaged",
+    "Defect",
+    "averaged",
+    "defect",
+    "identity",
+    "mirror",
+    "quarter_turn",
+]
+
+Transformation = Callable[[Array], Array]
+
+
+def identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return x."""
+    return x
+
+
+def mirror(x: Float[Array, "h w ..."]) -> Float[Array, "h w ..."]:
+    """Return an image with left and right exchanged."""
+    return jnp.flip(x, axis=1)
+
+
+def quarter_turn(x: Float[Array, "h w ..."]) -> Float[Array, "w h ..."]:
+    """Return an image turned by 90° to the left."""
+    return jnp.rot90(x)
+
+
+def _half_turn(x: Array) -> Array:
+    return jnp.rot90(x, 2)
+
+
+def _turn_right(x: Array) -> Array:
+    return jnp.rot90(x, 3)
+
+
+def _mirrored(turn: Transformation) -> Transformation:
+    return lambda x: mirror(turn(x))
+
+
+MIRRORS: Final = (identity, mirror)
+QUARTER_TURNS: Final = (identity, quarter_turn, _half_turn, _turn_right)
+SYMMETRIES: Final = QUARTER_TURNS + tuple(map(_mirrored, QUARTER_TURNS))
+
+
+class Defect(NamedTuple):
+    """How far the geometry at gx is from that at x, moved by g. All are 0 for an invariant model.
+
+    Attributes:
+        matrix: ‖G(gx) − g G(x) gᵀ‖ / max(‖G(gx)‖, ‖G(x)‖), Frobenius norms; 0 where both are 0.
+        leaf: ‖P(gx) − g P(x) gᵀ‖ / √(dim D(gx) + dim D(x)), P the projectors on D: in [0, 1], and 1
+            where the two are orthogonal.
+        probabilities: Largest |p_i(gx) − p_i(x)|.
+        stretch: Largest relative change by g of the length of a frame vector of D(x): rounding for
+            an isometry, and the others mean little where it is not.
+    """
+
+    matrix: Float[Array, ""]
+    leaf: Float[Array, ""]
+    probabilities: Float[Array, ""]
+    stretch: Float[Array, ""]
+
+
+class Averaged(eqx.Module):
+    """A model whose logits are the mean over transformed inputs; invariant where these are a group.
+
+    Attributes:
+        model: Callable pytree from one input to C logits.
+        transformations: Functions from an input to one of its shape.
+    """
+
+    model: Any
+    transformations: tuple[Transformation, ...] = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " c"]:
+        """Return the mean logits of one input."""
+        return jnp.mean(jnp.stack([self.model(g(x)) for g in self.transformations]), axis=0)
+
+
+def averaged(model: Model, transformations: Sequence[Transformation]) -> Averaged:
+    """Return the model that averages its logits over a group of transformations.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        transformations: All elements of a finite group: `MIRRORS`, `QUARTER_TURNS`, `SYMMETRIES`
+            (both), or functions of yours. One compiled program serves all models that are averaged
+            over the same functions.
+
+    Returns:
+        A callable pytree like the model.
+
+    Raises:
+        ValueError: If there are no transformations.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from foliax import equivariance
+        >>> model = equivariance.averaged(lambda x: x[0, :2, 0], equivariance.MIRRORS)
+        >>> x = jnp.arange(4.0).reshape(2, 2, 1)
+        >>> model(x).tolist(), model(equivariance.mirror(x)).tolist()
+        ([0.5, 0.5], [0.5, 0.5])
+    """
+    if not transformations:
+        raise ValueError(
+            "transformations must be the elements of a group, got none; identity is one"
+        )
+    return Averaged(model, tuple(transformations))
+
+
+def defect(
+    model: Model,
+    x: ArrayLike,
+    transformation: Transformation,
+    *,
+    likelihood: Likelihood = Categorical(),  # noqa: B008
+    chunk: Count | None = None,
+) -> Defect:
+    """Return how far G, D and p at gx are from those at x, moved by g.
+
+    From the factors alone, without an n × n matrix: the difference of AᵀA and BᵀB has the Frobenius
+    norm of R S Rᵀ, R the triangle of [Aᵀ Bᵀ] and S = diag(1, −1), which does not cancel.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's units.
+        transformation: g, a linear isometry: a function from an input to one of its shape, e.g.
+            `mirror` or `quarter_turn` (of a square image).
+        likelihood: The output distribution.
+        chunk: How many rows are pulled back at once; None for all.
+
+    Returns:
+        `Defect(matrix, leaf, probabilities, stretch)`, scalars.
+
+    Raises:
+        ValueError: If g changes the shape of x; or as `foliax.factor`.
+
+    Source: Bronstein et al., *Geometric deep learning*, 2021, for invariance and its averages.
+
+    Example:
+        >>> import jax
+        >>> import foliax
+        >>> from foliax import equivariance, zoo
+        >>> model, x = zoo.load("digits_mlp"), zoo.load_digits().test_x[0]
+        >>> f"{equivariance.defect(model, x, equivariance.mirror).leaf:.1f}"
+        '0.9'
+        >>> symmetric = equivariance.averaged(model, equivariance.SYMMETRIES)
+        >>> bool(equivariance.defect(symmetric, x, equivariance.quarter_turn).leaf < 1e-4)
+        True
+    """
+    x = as_point(x)
+    moved = _checked(transformation, x)
+    options: dict[str, Any] = {"likelihood": likelihood, "chunk": chunk}
+    here, there = (factor(model, at, **options) for at in (x, moved))
+    vectors, targets = (frame(model, at, **options) for at in (x, moved))
+    # g is linear: rows of A and of the frame are tangent vectors, and move by g itself.
+    turned = _moved(transformation, here.reshape(-1, *x.shape))
+    carried = _moved(transformation, vectors.vectors)
+    sizes = [jnp.linalg.norm(dot(a, a.T)) for a in (turned, there)]
+    dimensions = jnp.sum(vectors.mask) + jnp.sum(targets.mask)
+    leaf = _difference(carried, targets.vectors.reshape(len(carried), -1))
+    p, q = (likelihood.probabilities(model(at).astype(here.dtype)) for at in (x, moved))
+    lengths = jnp.where(vectors.mask, jnp.linalg.norm(carried, axis=1), 1)
+    return Defect(
+        _ratio(_difference(turned, there), jnp.maximum(*sizes)),
+        _ratio(leaf, jnp.sqrt(dimensions.astype(leaf.dtype))),
+        jnp.max(jnp.abs(p - q)),
+        jnp.max(jnp.abs(lengths - 1)),
+    )
+
+
+def _checked(transformation: Transformation, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    moved = as_point(transformation(x), name="transformation(x)")
+    if moved.shape != x.shape:
+        raise ValueError(
+            f"transformation must keep the shape of x, {x.shape}, got {moved.shape}; a quarter "
+            "turn needs a square image"
+        )
+    return moved
+
+
+def _moved(transformation: Transformation, rows: Float[Array, "r ..."]) -> Float[Array, "r n"]:
+    return jax.vmap(transformation)(rows).reshape(len(rows), -1)
+
+
+def _difference(a: Float[Array, "r n"], b: Float[Array, "r n"]) -> Float[Array, ""]:
+    """Return ‖AᵀA − BᵀB‖ in the Frobenius norm."""
+    triangle = jnp.linalg.qr(jnp.concatenate([a, b]).T, mode="r")
+    signed = triangle * jnp.concatenate([jnp.ones(len(a)), -jnp.ones(len(b))]).astype(a.dtype)
+    return jnp.linalg.norm(dot(signed, triangle.T))
+
+
+def _ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
