@@ -21,8 +21,7 @@ class Seen(NamedTuple):
     Attributes:
         probabilities: (C,).
         trace: Trace of G.
-        mean: Mean sectional curvature in G's metric; 0 where it is not defined.
-        spread: Largest minus smallest, over the planes of the eigenvectors of G.
+        mean: Mean sectional curvature in G's metric, by Gauss' equation; 0 where it is not defined.
         defined: Whether G sees all of D, and dim D ≥ 2.
         dimension: dim D.
     """
@@ -30,9 +29,24 @@ class Seen(NamedTuple):
     probabilities: Any
     trace: Any
     mean: Any
-    spread: Any
     defined: Any
     dimension: Any
+
+
+class Routes(NamedTuple):
+    """The sectional curvature of one plane of D, by two routes that share no formula.
+
+    Attributes:
+        probabilities: (C,).
+        gauss: From the second derivatives of the logits.
+        koszul: From the Christoffel symbols of the metric.
+        defined: As in `Seen`.
+    """
+
+    probabilities: Any
+    gauss: Any
+    koszul: Any
+    defined: Any
 
 
 class Bent(NamedTuple):
@@ -56,14 +70,8 @@ class Bent(NamedTuple):
 def within(model: Any, x: Float[Array, "..."]) -> Seen:
     """Return the intrinsic curvature at an image."""
     found = leaf.curvature(model, x)
-    size = len(found.sectional)
-    planes = found.sectional[jnp.triu_indices(size, 1)]
-    there = planes != 0
-    top = jnp.max(jnp.where(there, planes, -jnp.inf))
-    least = jnp.min(jnp.where(there, planes, jnp.inf))
-    spread = jnp.where(jnp.any(there), top - least, 0)
     p = jax.nn.softmax(model(x))
-    return Seen(p, foliax.trace(model, x), found.mean, spread, found.defined, found.dimension)
+    return Seen(p, foliax.trace(model, x), found.mean, found.defined, found.dimension)
 
 
 def without(model: Any, x: Float[Array, "..."]) -> Bent:
@@ -74,22 +82,31 @@ def without(model: Any, x: Float[Array, "..."]) -> Bent:
     return Bent(p, foliax.trace(model, x), found.norm, found.twist, length)
 
 
-def koszul(model: Any, xs: Any) -> np.ndarray:
-    """Return curvatures from the Christoffel symbols, in float64, in a plane of each image."""
-    with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model)
+def both(model: Any, x: Float[Array, "..."]) -> Routes:
+    """Return the intrinsic curvature of the plane in D nearest to a random one.
 
-        def one(model: Any, x: Any) -> Any:
-            v, w = foliax.eigh(model, x, k=2).vectors
-            return leaf.sectional(model, x, v, w, method="koszul").value
-
-        found = jax.jit(jax.vmap(one, in_axes=(None, 0)))(exact, jnp.asarray(xs, jnp.float64))
-        return np.asarray(found)
+    At full rank Gauss' equation has nothing left that could differ from 1/4, were the derivatives
+    wrong or right; the Christoffel symbols do not know of it.
+    """
+    v, w = jax.random.normal(jax.random.key(0), (2, *x.shape), x.dtype)
+    gauss, koszul = (leaf.sectional(model, x, v, w, method=m) for m in ("gauss", "koszul"))
+    p = jax.nn.softmax(model(x))
+    return Routes(p, gauss.value, koszul.value, gauss.defined & koszul.defined)
 
 
 def over(function: Any, model: Any, xs: Any) -> Any:
     """Apply one of them to many images."""
     return foliax.sweep(function, model, xs, batch=min(64, len(xs)), block=8)
+
+
+def exactly(function: Any, model: Any, xs: Any) -> Any:
+    """Do the same in float64: near a corner of the simplex, float32 leaves no digit of some K."""
+
+    def widen(value: Any) -> Any:
+        return value.astype(jnp.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+    with jax.enable_x64(True):
+        return over(function, jax.tree.map(widen, model), jnp.asarray(xs, jnp.float64))
 
 
 def trained(dataset: Any, sizes: tuple[int, ...], *, epochs: int, seed: int) -> Any:
@@ -109,7 +126,6 @@ def intrinsic_numbers(seen: Seen, labels: np.ndarray) -> dict[str, Any]:
     full = seen.probabilities.shape[1] - 1
     defined, whole = np.asarray(seen.defined), np.asarray(seen.dimension) == full
     of_full, lower = defined & whole, defined & ~whole
-    off = np.abs(seen.mean[of_full] - 0.25) if of_full.any() else np.array([])
     dimensions, counts = np.unique(seen.dimension, return_counts=True)
     return {
         "num_images": len(labels),
@@ -117,13 +133,20 @@ def intrinsic_numbers(seen: Seen, labels: np.ndarray) -> dict[str, Any]:
             zip(map(str, dimensions.tolist()), counts.tolist(), strict=True)
         ),
         "not_defined": int(np.sum(~defined)),
-        "full_rank": {"count": int(of_full.sum()), "off_a_quarter": quartiles(off)},
-        "lower_rank": {
-            "count": int(lower.sum()),
-            "curvature": quartiles(seen.mean[lower]),
-            "planes_spread": quartiles(seen.spread[lower]),
-        }
+        "full_rank": {"count": int(of_full.sum())},
+        "lower_rank": {"count": int(lower.sum()), "curvature": quartiles(seen.mean[lower])}
         | (_told_by(seen.mean[lower], seen, lower, labels) if lower.sum() > 2 else {}),
+    }
+
+
+def route_numbers(found: Routes) -> dict[str, Any]:
+    """Return how far the second route is from 1/4, and from the first, where both are defined."""
+    there = np.asarray(found.defined)
+    gauss, koszul = np.asarray(found.gauss)[there], np.asarray(found.koszul)[there]
+    return {
+        "num_images": int(there.sum()),
+        "off_a_quarter": quartiles(np.abs(koszul - 0.25)),
+        "apart": quartiles(np.abs(koszul - gauss) / np.maximum(np.abs(gauss), 0.25)),
     }
 
 
@@ -146,10 +169,13 @@ def _told_by(values: np.ndarray, found: Any, chosen: np.ndarray, labels: np.ndar
     p, trace = np.asarray(found.probabilities)[chosen], np.asarray(found.trace)[chosen]
     wrong = p.argmax(axis=1) != labels[chosen]
     doubt = 1 - p.max(axis=1)
+    values = np.asarray(values)
     told: dict[str, Any] = {
         "rank_correlation_with_doubt": rank_correlation(values, doubt),
         "rank_correlation_with_trace": rank_correlation(values, trace),
         "wrong": int(wrong.sum()),
+        "of_right": quartiles(values[~wrong]),
+        "of_wrong": quartiles(values[wrong]),
     }
     if 0 < wrong.sum() < len(wrong):
         told["auroc_of_errors"] = {
@@ -169,12 +195,19 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(found.statistic)
 
 
-def along_paths(model: Any, path: Any) -> dict[str, np.ndarray]:
-    """Return the extrinsic curvature and the doubt at every kept point of paths, (N, rows)."""
-    count, rows = np.shape(path.steps)
-    points = np.asarray(path.points)
-    found = over(without, model, points.reshape(count * rows, *points.shape[2:]))
+def along_paths(model: Any, path: Any, rows: int) -> dict[str, np.ndarray]:
+    """Return extrinsic curvature and doubt at so many even parts of each walk's own way, (N, rows).
+
+    Rows past the end of a path repeat its last point: they are not looked at. `fresh` says which
+    points are no repetition, on a way with fewer rows than are asked for.
+    """
+    steps, num_steps = np.asarray(path.steps), np.asarray(path.num_steps)
+    last = np.minimum(np.sum(steps < num_steps[:, None], axis=1), steps.shape[1] - 1)
+    at = np.rint(np.linspace(0, 1, rows) * last[:, None]).astype(int)
+    points = np.asarray(path.points)[np.arange(len(at))[:, None], at]
+    found = over(without, model, points.reshape(-1, *points.shape[2:]))
     return {
-        "norm": np.asarray(found.norm).reshape(count, rows),
-        "doubt": 1 - np.asarray(found.probabilities).max(axis=1).reshape(count, rows),
+        "norm": np.asarray(found.norm).reshape(at.shape),
+        "doubt": 1 - np.asarray(found.probabilities).max(axis=1).reshape(at.shape),
+        "fresh": np.diff(at, axis=1, prepend=-1) > 0,
     }

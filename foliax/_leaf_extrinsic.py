@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._inputs import as_point, as_tangent, check_chunk, dot
+from foliax._leaf_image import dimension_of
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.foliation import contrast_jacobian
@@ -27,7 +28,7 @@ class Extrinsic(NamedTuple):
         norm: Length √(Σ_ij |S_ij|²) of the symmetric part of II over an orthonormal frame of D.
         twist: The same of its antisymmetric part, ½ |brackets outside D|: 0 where D is integrable.
         mean: (*x.shape) the mean-curvature vector Σ_i II(e_i, e_i) / dim D, in ker G.
-        dimension: dim D; all else is 0 where it is 0.
+        dimension: dim D; all else is 0 where it is 0, and NaN where it is −1: x or J is NaN.
     """
 
     norm: Float[Array, ""]
@@ -130,7 +131,7 @@ def extrinsic(
     check_chunk(chunk)
     x = as_point(x)
     form, space = _form(model, x, likelihood, chunk)
-    dimension = jnp.sum(space.mask, dtype=jnp.int32)
+    dimension = dimension_of(space)
     even, odd = (form + form.swapaxes(0, 1)) / 2, (form - form.swapaxes(0, 1)) / 2
     mean = jnp.einsum("iin->n", form) / jnp.maximum(dimension, 1)
     return Extrinsic(_length(even), _length(odd), mean.reshape(x.shape), dimension)

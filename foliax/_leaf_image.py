@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from foliax._inputs import dot, working_dtype
+from foliax._inputs import dot, pullback, pushforward, working_dtype
 from foliax._rewrite import differentiable
 from foliax._row_space import RowSpace
 from foliax._types import Model
@@ -51,8 +51,8 @@ class Image(NamedTuple):
 
     @property
     def dimension(self) -> Int[Array, ""]:
-        """Dim D."""
-        return jnp.sum(self.space.mask, dtype=jnp.int32)
+        """Dim D; −1 for NaN."""
+        return dimension_of(self.space)
 
     @property
     def whole(self) -> Bool[Array, ""]:
@@ -89,6 +89,12 @@ def image(model: Model, x: Float[Array, "..."], likelihood: Likelihood) -> Image
     return Image(logits, seen, k, jnp.where(keep, u, 0), frame, mask, space)
 
 
+def dimension_of(space: RowSpace) -> Int[Array, ""]:
+    """Return the dimension of a row space; −1 for NaN, as `foliax.dimension` does."""
+    finite = jnp.all(jnp.isfinite(space.basis))
+    return jnp.where(finite, jnp.sum(space.mask, dtype=jnp.int32), -1)
+
+
 def flat_logits(
     model: Model, x: Float[Array, "..."]
 ) -> Callable[[Float[Array, " n"]], Float[Array, " c"]]:
@@ -96,6 +102,21 @@ def flat_logits(
     run = differentiable(model, x)
     dtype = working_dtype(x, jax.eval_shape(run, x))
     return lambda y: run(y.reshape(x.shape).astype(x.dtype)).astype(dtype)
+
+
+def pushed(
+    model: Model,
+    x: Float[Array, "..."],
+    y: Float[Array, " n"],
+    vectors: Float[Array, "v n"],
+    likelihood: Likelihood,
+) -> tuple[Float[Array, " c"], Float[Array, "c v"]]:
+    """Return the logits at the flat input y, shaped like x, and their derivatives along vectors.
+
+    By transposed reverse passes, and differentiable in y: a layer with a `custom_vjp` has no JVP.
+    """
+    logits, pull = pullback(model, y.reshape(x.shape).astype(x.dtype), likelihood)
+    return logits, jax.vmap(lambda v: pushforward(pull, logits, v), out_axes=1)(vectors)
 
 
 def along(

@@ -20,8 +20,8 @@ from foliax._leaf_image import (
     along,
     centred,
     check_categorical,
-    flat_logits,
     image,
+    pushed,
 )
 from foliax._types import Model
 from foliax.likelihood import Categorical, Likelihood
@@ -33,7 +33,7 @@ class Sectional(NamedTuple):
     Attributes:
         value: K, in G's metric (a pure number: lengths are in √nats); 0 where it is not defined.
         defined: Whether the plane is one: v and w are independent in D as G sees it.
-        dimension: dim D. Where it is C − 1, K = 1/4.
+        dimension: dim D; −1 for NaN. Where it is C − 1, K = 1/4.
     """
 
     value: Float[Array, ""]
@@ -49,7 +49,7 @@ class Curvature(NamedTuple):
             G, in descending order; 0 on the diagonal, and where a direction is missing.
         mean: Mean of K over all planes, whatever the frame: scalar curvature / (d (d − 1)).
         defined: Whether d = dim D ≥ 2 and G sees all of D; where not, everything is 0.
-        dimension: d = dim D. Where it is C − 1, every K = 1/4.
+        dimension: d = dim D; −1 for NaN. Where it is C − 1, every K = 1/4.
     """
 
     sectional: Float[Array, "m m"]
@@ -265,14 +265,14 @@ def _second(
     d²u_i = √p_i (s̈_i + ½ ȧ_i ḃ_i − the mean of both), ȧ and ḃ being the derivatives of log p: half
     way between the derivatives of log p and of p, as the Levi-Civita connection is.
     """
-    logits, start = flat_logits(model, x), x.ravel().astype(vectors.dtype)
+    start = x.ravel().astype(vectors.dtype)
 
-    def chart(z: Array) -> Array:
-        return logits(start + dot(z, vectors))
+    def first(z: Array) -> Array:
+        return pushed(model, x, start + dot(z, vectors), vectors, likelihood)[1]
 
     zero = jnp.zeros(len(vectors), vectors.dtype)
-    hessian = jax.jacfwd(jax.jacfwd(chart))(zero)
-    slopes = centred(likelihood.probabilities(seen.logits), jax.jacfwd(chart)(zero))
+    hessian = jax.jacfwd(first)(zero)
+    slopes = centred(likelihood.probabilities(seen.logits), first(zero))
     bent = hessian + slopes[:, :, None] * slopes[:, None, :] / 2
     contrasts = likelihood.contrasts(seen.logits)
     return jnp.einsum("rk,kc,cij->ijr", seen.seen, contrasts, bent, precision="highest")
@@ -288,14 +288,12 @@ def _by_gauss(model: Model, x: Array, seen: Image, plane: Float[Array, "2 n"]) -
 
 def _metric(model: Model, x: Array, seen: Image, likelihood: Likelihood) -> Any:
     """Return the metric on the chart z ↦ x + Σ z_k f_k, as a function of z: the identity at 0."""
-    logits, start = flat_logits(model, x), x.ravel().astype(seen.frame.dtype)
-
-    def chart(z: Array) -> Array:
-        return logits(start + dot(z, seen.frame))
+    start = x.ravel().astype(seen.frame.dtype)
 
     def metric(z: Float[Array, " m"]) -> Float[Array, "m m"]:
-        weights, rows = likelihood.factor(chart(z))
-        a = weights[:, None] * dot(rows, jax.jacfwd(chart)(z))
+        logits, slopes = pushed(model, x, start + dot(z, seen.frame), seen.frame, likelihood)
+        weights, rows = likelihood.factor(logits)
+        a = weights[:, None] * dot(rows, slopes)
         return dot(a.T, a)
 
     return metric

@@ -36,7 +36,8 @@ class Geodesic(NamedTuple):
             probabilities are small, so that no step changes the logits by much.
         end: (*x.shape) the last good point.
         velocity: (*x.shape) the initial velocity dx/dt, in D.
-        length: The length in G's metric, in √nats, up to t = 1 or the boundary.
+        length: The length in G's metric, in √nats, up to t = 1 or the boundary; of a path that
+            stalled, that of the whole arc, of which it went only a part.
         defect: (num_steps + 1,) how far it is from a geodesic: on the sphere, largest difference of
             the contrasts of log p from those of the circle; by the connection, relative change of
             the speed.

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from foliax._inputs import dot
+from foliax._inputs import dot, pullback
 from foliax._leaf_circle import separation
-from foliax._leaf_image import along, centred, flat_logits, image
+from foliax._leaf_image import along, centred, image, pushed
 from foliax._leaf_lift import Geodesic, result, run
 from foliax._row_space import RowSpace
 from foliax._types import Model
@@ -71,10 +71,11 @@ class Surface(eqx.Module):
         inverse = jnp.linalg.pinv(tangent)
         velocity = dot(dot(inverse, q), basis)
         shaped = x.astype(self.dtype).reshape(self.shape)
-        logits = flat_logits(self.model, shaped)
-        slope = along(logits, x, velocity)
-        bent = along(lambda y: along(logits, y, velocity), x, velocity)
-        a = centred(p, slope)
+
+        def slope(y: Array) -> Array:
+            return pushed(self.model, shaped, y, velocity[None], _CATEGORICAL)[1][:, 0]
+
+        bent, a = along(slope, x, velocity), centred(p, slope(x))
         acceleration = jnp.sqrt(p) * (centred(p, bent) - jnp.sum(p * a**2) + a**2 / 2)
         return velocity, acceleration - dot(tangent, dot(inverse, acceleration))
 
@@ -136,7 +137,8 @@ def shot(
         del args
         _, states, _ = _solved(model, x, dot(z, seen.frame), num_steps, solver)
         end = states.x[-1].astype(x.dtype).reshape(x.shape)
-        return 2 * jnp.exp(jax.nn.log_softmax(model(end).astype(z.dtype)) / 2) - root
+        logits, _ = pullback(model, end, _CATEGORICAL)  # has a JVP where layers have a custom_vjp
+        return 2 * jnp.exp(jax.nn.log_softmax(logits) / 2) - root
 
     # The great circle to the target, as far as it is tangent to the image.
     d, _, angle = separation(seen.logits, target)
@@ -170,6 +172,7 @@ def _norm(q: Float[Array, " c"]) -> Float[Array, ""]:
 
 def push(model: Model, x: Float[Array, "..."], velocity: Float[Array, " n"]) -> Float[Array, " c"]:
     """Return q = M v: √p times the derivative of log p."""
-    logits, slope = jax.jvp(flat_logits(model, x), (x.ravel().astype(velocity.dtype),), (velocity,))
+    flat = x.ravel().astype(velocity.dtype)
+    logits, slopes = pushed(model, x, flat, velocity[None], _CATEGORICAL)
     p = jax.nn.softmax(logits)
-    return jnp.sqrt(p) * centred(p, slope)
+    return jnp.sqrt(p) * centred(p, slopes[:, 0])

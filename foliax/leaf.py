@@ -36,7 +36,7 @@ from foliax._leaf_extrinsic import Principal as Principal
 from foliax._leaf_extrinsic import extrinsic as extrinsic
 from foliax._leaf_extrinsic import principal_curvatures as principal_curvatures
 from foliax._leaf_extrinsic import second_fundamental_form as second_fundamental_form
-from foliax._leaf_image import GeodesicMethod, centred, flat_logits
+from foliax._leaf_image import GeodesicMethod, centred, flat_logits, pushed
 from foliax._leaf_intrinsic import Curvature as Curvature
 from foliax._leaf_intrinsic import Sectional as Sectional
 from foliax._leaf_intrinsic import connection as connection
@@ -295,8 +295,9 @@ def exponential(
     velocity = RowSpace.of(k).project(v.ravel().astype(k.dtype))
     if method == "connection":
         return integrated(model, x, velocity, num_steps, solver)
-    logits, slope = jax.jvp(flat_logits(model, x), (x.ravel().astype(k.dtype),), (velocity,))
-    circle = circle_from(logits, centred(jax.nn.softmax(logits), slope))
+    flat = x.ravel().astype(k.dtype)
+    logits, slopes = pushed(model, x, flat, velocity[None], _CATEGORICAL)
+    circle = circle_from(logits, centred(jax.nn.softmax(logits), slopes[:, 0]))
     return lifted(model, x, circle, num_steps, solver, Status.completed)
 
 

@@ -26,8 +26,10 @@ def smoke(tmp_path_factory, quick_compilation):
 def test_full_rank_has_a_quarter_and_less_has_not(smoke):
     numbers = smoke[1]["intrinsic"]["numbers"]
     assert numbers["given"]["full_rank"]["count"] > 10
-    assert numbers["given"]["full_rank"]["off_a_quarter"]["largest"] < 1e-3
-    assert numbers["koszul"]["largest"] < 1e-8
+    for network in ("given", "smooth"):
+        assert numbers["routes"][network]["num_images"] == 16
+        assert numbers["routes"][network]["off_a_quarter"]["largest"] < 1e-8
+    assert numbers["routes"]["narrow"]["apart"]["largest"] < 1e-6
     assert set(numbers["narrow"]["images_by_dimension"]) == {"2"}
     curvatures = numbers["narrow"]["lower_rank"]["curvature"]
     assert curvatures["largest"] - curvatures["least"] > 0.01
