@@ -25,7 +25,10 @@ from experiments._run import running
 from foliax import zoo
 
 _LOOSE_IMAGES = 100
-_OVERRIDES = ("epochs", "batch_size", "learning_rate", "optimizer", "schedule", "track_per_epoch")
+_OVERRIDES = (
+    "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "track_per_epoch",
+    "trace_penalty",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Config:
         optimizer: How gradients become steps.
         schedule: How the rate changes.
         activation: Activation of the network.
+        trace_penalty: λ of a penalty λ · mean trace G in the loss.
         hidden: Widths of the hidden layers of "mlp".
         track_per_epoch: How often in an epoch trace and rank are measured.
         reference_size: On how many training images.
@@ -80,6 +84,7 @@ class Config:
     activation: Literal["relu", "gelu", "sigmoid"] = "relu"
     hidden: tuple[int, ...] = (48,)
     track_per_epoch: int | None = None
+    trace_penalty: float | None = None
     reference_size: int = 1000
     rule: Literal["peak", "accuracy", "best", "epoch"] = "peak"
     min_accuracy: float = 0.9

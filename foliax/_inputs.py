@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._rewrite import differentiable
 from foliax._types import Count, Model
@@ -28,7 +28,15 @@ def dot(a: Array, b: Array) -> Array:
 
 def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
     """Return the input as a floating array, or say why it is none."""
-    x = jnp.asarray(x)
+    if isinstance(x, jax.Array) and not is_traced(x) and x.is_deleted():
+        raise ValueError(
+            f"{name} was donated to an earlier computation and is gone; pass a copy there, or "
+            "leave it out of donate_argnums"
+        )
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers: {error}") from error
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"{name} must be a floating-point array, got dtype {x.dtype}; G differentiates with "
@@ -175,7 +183,35 @@ def check_positive(
     raise ValueError(f"{name} must be a finite number {'>=' if or_zero else '>'} 0, got {value!r}")
 
 
+def check_finite(value: Any, *, name: str) -> None:
+    """Refuse what is not a finite number where it is concrete; a tracer passes."""
+    if not is_traced(value) and not (jnp.ndim(value) == 0 and bool(jnp.isfinite(value))):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_key(key: Any, *, name: str = "key") -> None:
+    """Refuse what is not one `jax.random` key; those of the old style, PRNGKey, are some."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if (typed and shape == ()) or (dtype == jnp.uint32 and len(shape or ()) == 1):
+        return
+    raise ValueError(
+        f"{name} must be one key, as jax.random.key(0), got "
+        f"{type(key).__name__ if dtype is None else f'{dtype} of shape {shape}'}; batch over "
+        "jax.random.split(key, N) with jax.vmap"
+    )
+
+
 def check_count(value: Any, *, name: str, least: int = 1) -> None:
     """Refuse what is not a static whole number >= least: it sets the shape of the result."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def as_class(value: Any, num_classes: int, *, name: str) -> Int[Array, ""]:
+    """Return a class as an index; refuse what is seen to be none."""
+    index = jnp.asarray(value)
+    whole = index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer)
+    if not whole or (not is_traced(index) and not 0 <= int(index) < num_classes):
+        raise ValueError(f"{name} must be a class, 0 … {num_classes - 1}, got {value!r}")
+    return index.astype(jnp.int32)

@@ -49,6 +49,9 @@ class Circle(eqx.Module):
 def circle_between(logits: Float[Array, " c"], target: Float[Array, " c"]) -> Circle:
     """Return the arc from softmax(logits) to softmax(target)."""
     change, _, angle = separation(logits, target)
+    # A class excluded at one end alone: the other end is on the edge, which no logits reach.
+    inside = jnp.all(jnp.isfinite(logits) == jnp.isfinite(target))
+    angle = jnp.where(inside, angle, jnp.nan)
     return Circle(change, angle, jnp.ones_like(angle), jnp.zeros((), bool))
 
 
@@ -60,11 +63,10 @@ def circle_from(logits: Float[Array, " c"], slope: Float[Array, " c"]) -> Circle
     """
     p = jax.nn.softmax(logits)
     squared = jnp.sum(p * slope**2)
-    moving = squared > 0
+    moving = ~(squared == 0)  # a NaN goes on
     rate = jnp.where(moving, jnp.sqrt(jnp.where(moving, squared, 1)) / 2, 0)
     safe = jnp.where(moving, rate, 1)
     edge = jnp.where(moving, jnp.min(jnp.arctan2(2 * rate, -slope)) / safe, jnp.inf)
-    edge = jnp.where(jnp.isnan(squared), jnp.nan, edge)
     left = edge * (1 - _EDGE) < 1
     reach = jnp.where(left, edge * (1 - _EDGE), 1)
     turned = rate * reach

@@ -178,7 +178,8 @@ def principal_curvatures(
     flat = normal.ravel().astype(form.dtype)
     across = flat - space.project(flat)
     length = jnp.linalg.norm(across)
-    there = length > 100 * jnp.finfo(form.dtype).eps * jnp.linalg.norm(flat)
+    # Written so that a NaN is there, and goes on.
+    there = ~(length <= 100 * jnp.finfo(form.dtype).eps * jnp.linalg.norm(flat))
     unit = jnp.where(there, across / jnp.where(there, length, 1), 0)
     shape_operator = dot(form, unit)
     shape_operator = (shape_operator + shape_operator.T) / 2
@@ -186,7 +187,8 @@ def principal_curvatures(
     beyond = 1 + 2 * jnp.sum(jnp.abs(shape_operator))
     apart = jnp.diag(jnp.where(space.mask, 0, beyond))
     values, vectors = jnp.linalg.eigh(shape_operator + apart)
-    values = jnp.where(jnp.arange(values.size) < jnp.sum(space.mask), values, 0)
+    kept = (jnp.arange(values.size) < jnp.sum(space.mask)) | jnp.isnan(values)
+    values = jnp.where(kept, values, 0)
     order = jnp.argsort(-jnp.abs(values), stable=True)
     directions = dot(vectors[:, order].T, space.basis)
     return Principal(values[order], directions.reshape(-1, *x.shape))

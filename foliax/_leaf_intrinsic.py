@@ -202,6 +202,11 @@ def connection(
     """
     x = as_point(x)
     v = as_tangent(v, x, name="v")
+    if not callable(field):
+        raise ValueError(
+            "field must be a function from a point to a vector of its shape, got "
+            f"{type(field).__name__}; of one vector v, lambda y: v"
+        )
     w = as_tangent(field(x), x, name="field(x)")
     seen = image(model, x, likelihood)
     dtype = seen.frame.dtype

@@ -48,7 +48,7 @@ def with_gradients(model: Model, strategy: Gradients = "auto") -> WithGradients:
         A model for every function of foliax.
 
     Raises:
-        ValueError: If the strategy is none of these.
+        ValueError: If the model is not callable, or the strategy is none of these.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,6 +57,10 @@ def with_gradients(model: Model, strategy: Gradients = "auto") -> WithGradients:
         >>> float(foliax.trace(model, jnp.zeros(1)))
         0.25
     """
+    if not callable(model):
+        raise ValueError(
+            f"model must be callable from one input to C logits, got {type(model).__name__}"
+        )
     if strategy not in ("auto", "fast", "stock"):
         raise ValueError(f"strategy must be one of 'auto', 'fast', 'stock', got {strategy!r}")
     return WithGradients(model, strategy)

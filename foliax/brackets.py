@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._inputs import as_point, check_count, pullback
+from foliax._inputs import as_point, check_chunk, check_count, check_positive, pullback
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.data_matrix import singular_values
@@ -28,7 +28,7 @@ class Involutivity(NamedTuple):
     """How far D is from being closed under Lie brackets at a point.
 
     Attributes:
-        dimension: dim D.
+        dimension: dim D; −1, as below, where the Jacobian is not finite.
         dimension_with_brackets: dim(D + [D, D]); equal to `dimension` where D is involutive.
         outside: ‖part of the brackets outside D‖ / ‖their terms‖, between 0 and √2.
     """
@@ -78,10 +78,14 @@ def involutivity(
         >>> int(found.dimension), int(found.dimension_with_brackets)
         (2, 3)
     """
+    check_chunk(chunk)
+    if atol is not None:
+        check_positive(atol, name="atol", or_zero=True)
     x = as_point(x)
     _, k = contrast_jacobian(model, x, likelihood, None)
     space = RowSpace.of(k)
-    dimension = jnp.sum(space.mask, dtype=jnp.int32)
+    finite = jnp.all(jnp.isfinite(k))
+    dimension = jnp.where(finite, jnp.sum(space.mask, dtype=jnp.int32), -1)
     chosen = _pairs(k.shape[0], pairs)
     if len(chosen) == 0:
         return Involutivity(dimension, dimension, jnp.zeros((), k.dtype))
@@ -99,7 +103,7 @@ def involutivity(
     scaled = outside / jnp.sqrt(jnp.where(terms > 0, terms, 1))[:, None]
     tolerance = 1e4 * jnp.finfo(k.dtype).eps if atol is None else atol
     extra = jnp.sum(singular_values(scaled) > tolerance, dtype=jnp.int32)
-    return Involutivity(dimension, dimension + extra, relative)
+    return Involutivity(dimension, jnp.where(finite, dimension + extra, -1), relative)
 
 
 def _pairs(num_fields: int, pairs: Count | None) -> Int[Array, "pairs 2"]:

@@ -17,6 +17,8 @@ from foliax._inputs import (
     as_tangent,
     check_choice,
     check_chunk,
+    check_count,
+    check_positive,
     dot,
     num_rows,
     pull_rows,
@@ -243,6 +245,7 @@ def eigh(
     k = _check_k(k, most)
     if method == "lanczos":
         steps = min(2 * k + 20, most) if num_iterations is None else num_iterations
+        check_count(steps, name="num_iterations")
         if not k <= steps <= most:
             raise ValueError(
                 f"num_iterations must lie between k = {k} and min(n, C - 1) = {most}, got {steps}"
@@ -414,6 +417,7 @@ def counted(s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None) 
     """Mark the singular values with s² > rtol · s_1², compared without squaring."""
     if rtol is None:
         rtol = default_rtol(num_rows, s.dtype)
+    check_positive(rtol, name="rtol", or_zero=True)
     return s > jnp.sqrt(jnp.asarray(rtol, s.dtype)) * jnp.max(s, initial=0)
 
 

@@ -1,5 +1,7 @@
 """The pixel box: the region of input space in which images live, in the units of x."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,7 @@ class Box(eqx.Module):
         return jnp.max(jnp.abs(x - self.clip(x)))
 
 
-def check_box(box: Box | None, x: Array) -> None:
+def check_box(box: Any, x: Array) -> None:
     """Refuse what is no Box, or one whose bounds do not broadcast to x."""
     if box is None:
         return

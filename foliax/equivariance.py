@@ -187,7 +187,8 @@ def defect(
     dimensions = jnp.sum(vectors.mask) + jnp.sum(targets.mask)
     leaf = _difference(carried, targets.vectors.reshape(len(carried), -1))
     p, q = (likelihood.probabilities(model(at).astype(here.dtype)) for at in (x, moved))
-    lengths = jnp.where(vectors.mask, jnp.linalg.norm(carried, axis=1), 1)
+    lengths = jnp.linalg.norm(carried, axis=1)
+    lengths = jnp.where(vectors.mask | jnp.isnan(lengths), lengths, 1)
     return Defect(
         _ratio(_difference(turned, there), jnp.maximum(*sizes)),
         _ratio(leaf, jnp.sqrt(dimensions.astype(leaf.dtype))),
@@ -197,6 +198,11 @@ def defect(
 
 
 def _checked(transformation: Transformation, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    if not callable(transformation):
+        raise ValueError(
+            "transformation must be a function from an input to one of its shape, as "
+            f"equivariance.mirror, got {type(transformation).__name__}"
+        )
     moved = as_point(transformation(x), name="transformation(x)")
     if moved.shape != x.shape:
         raise ValueError(
@@ -218,4 +224,4 @@ def _difference(a: Float[Array, "r n"], b: Float[Array, "r n"]) -> Float[Array, 
 
 
 def _ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+    return jnp.where((a == 0) & (b == 0), 0, a / jnp.where(b == 0, 1, b))  # a NaN goes on

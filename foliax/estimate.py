@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from foliax._inputs import as_point, check_count, dot, pull_rows, pullback, pushforward
+from foliax._inputs import (
+    as_point,
+    check_chunk,
+    check_count,
+    check_key,
+    dot,
+    pull_rows,
+    pullback,
+    pushforward,
+)
 from foliax._types import Count, Model
 from foliax.likelihood import Categorical, Likelihood
 
@@ -65,6 +74,8 @@ def trace_estimate(
     check_count(num_samples, name="num_samples")
     if num_samples < 2:
         raise ValueError("num_samples must be at least 2: one sample has no standard error")
+    check_chunk(chunk)
+    check_key(key)
     logits, pull = pullback(model, as_point(x), likelihood)
     weights, rows = likelihood.factor(logits)
     signs = jax.random.rademacher(key, (num_samples, weights.size), dtype=logits.dtype)
@@ -104,6 +115,6 @@ def lanczos(
     values, vectors = jnp.linalg.eigh(h)  # in the Krylov basis
     leading = jnp.argsort(-values)[:k]
     values = values[leading]
-    return jnp.where(values > 4 * floor, scale * values, 0), dot(
+    return jnp.where(values <= 4 * floor, 0, scale * values), dot(
         vectors[:, leading].T, jnp.asarray(basis)
     )

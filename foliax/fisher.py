@@ -198,8 +198,11 @@ def solve(
         '1.000'
     """
     check_positive(damping, name="damping")
+    check_positive(rtol, name="rtol", or_zero=True)
     check_count(max_steps, name="max_steps")
     _check_like(params, b, name="b")
+    if guess is not None:
+        _check_like(params, guess, name="guess")
     logits, pull = _batch_pullback(apply, params, _as_batch(xs, True), likelihood)
 
     def product(v: PyTree) -> PyTree:
@@ -331,6 +334,12 @@ def _check_like(params: PyTree, v: PyTree, *, name: str) -> None:
     shapes = jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, v)
     if shapes[0] != shapes[1]:
         raise ValueError(f"{name} must have the shapes of params, {shapes[0]}, got {shapes[1]}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(v):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"{name} must hold floating arrays only, got dtype {jnp.result_type(leaf)} at "
+                f"{name}{jax.tree_util.keystr(path)}"
+            )
 
 
 def _inner(a: PyTree, b: PyTree) -> Float[Array, ""]:

@@ -19,6 +19,7 @@ from foliax._inputs import (
     as_tangent,
     check_choice,
     check_count,
+    check_key,
     check_positive,
     logits_struct,
     working_dtype,
@@ -253,8 +254,8 @@ def foot(
     """
     _check_kicks(restarts, spread, key, count="restarts", length="spread")
     key = jax.random.key(0) if key is None else key
-    x, start = as_point(x), as_point(start, name="start")
-    as_tangent(x, start, name="x")
+    x = as_point(x)
+    start = as_tangent(start, x, name="start")
     starts = start[None]
     if restarts:
         noise = jax.random.normal(key, (restarts, *start.shape), start.dtype)
@@ -351,7 +352,7 @@ def _many(
 ) -> Path:
     check_count(block, name="block")
     xs, goals = as_point(xs, name="xs"), as_point(goals, name=name)
-    if xs.ndim < 1 or xs.shape != goals.shape:
+    if xs.ndim < 2 or xs.shape != goals.shape:
         raise ValueError(
             f"xs and {name} must be stacked alike along axis 0, got {xs.shape} and {goals.shape}"
         )
@@ -429,3 +430,5 @@ def _check_kicks(
     check_positive(size, name=length)
     if number and key is None:
         raise ValueError(f"{count}={number} needs a key, e.g. key=jax.random.key(0)")
+    if number:
+        check_key(key)

@@ -71,7 +71,7 @@ class Categorical(eqx.Module):
         """Return the stick-breaking weights and rows, computed in log space."""
         log_p = jax.nn.log_softmax(logits)
         log_tail = lax.cumlogsumexp(log_p, reverse=True)
-        there = jnp.isfinite(log_tail)  # an excluded class, with a logit of −inf, weighs nothing
+        there = log_tail != -jnp.inf  # an excluded class, with a logit of −inf, weighs nothing
         log_tail = jnp.where(there, log_tail, 0)
         squared = jnp.where(there[1:], log_p[:-1] + log_tail[1:] - log_tail[:-1], -jnp.inf)
         after = np.triu(np.ones((log_p.size - 1, log_p.size), bool), 1) & there[1:, None]

@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._inputs import as_point, check_count, pull_rows, pullback
+from foliax._inputs import as_point, check_chunk, check_count, pull_rows, pullback
 from foliax._types import Count, Model
 from foliax.likelihood import Categorical, Likelihood
 
@@ -232,6 +232,7 @@ def factor(
         >>> float(jnp.sum(sharding.factor(model, jnp.zeros(1), mesh=sharding.mesh(1)) ** 2))
         0.25
     """
+    check_chunk(chunk)
     model, point = replicate((model, as_point(x)), mesh)
     return _factor(model, point, likelihood, chunk, mesh)
 

@@ -14,6 +14,7 @@ from foliax._inputs import (
     as_time,
     check_choice,
     check_count,
+    check_key,
     check_positive,
     logits_struct,
     pull_rows,
@@ -122,6 +123,8 @@ def brownian(
     if metric == "fisher" and along == "kernel":
         raise ValueError('metric="fisher" goes with along="leaf": G vanishes along the kernel')
     check_positive(time, name="time")
+    check_positive(least, name="least", or_zero=True)
+    check_key(key)
     check_count(num_steps, name="num_steps")
     check_count(save_every, name="save_every")
     x = as_point(x)

@@ -8,7 +8,7 @@ import pytest
 
 import foliax
 from foliax import equivariance, fisher, leaf, sharding, viz, zoo
-from foliax.apps import denoise, explain, generate, ood
+from foliax.apps import attack, denoise, explain, generate, ood, transfer
 
 DOCS = Path(__file__).parent.parent / "docs"
 DIRECTIVES = [
@@ -23,7 +23,20 @@ FACE = [
 ]
 ROOMS = [("foliax.md", foliax, FACE)] + [
     (f"{module.__name__.removeprefix('foliax.')}.md", module, module.__all__)
-    for module in (fisher, leaf, equivariance, sharding, zoo, viz, denoise, explain, generate, ood)
+    for module in (
+        fisher,
+        leaf,
+        equivariance,
+        sharding,
+        zoo,
+        viz,
+        denoise,
+        explain,
+        generate,
+        ood,
+        transfer,
+        attack,
+    )
 ]
 
 

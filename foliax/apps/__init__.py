@@ -1,10 +1,14 @@
-"""What the foliation is good for: denoising, out-of-distribution, generation, explanation.
+"""What the foliation is good for, and what is done with G.
 
-Each module is a handful of pure functions on `foliax.foot`, `foliax.walk` and `foliax.brownian`.
-How good each is beside what people use is measured by the experiment of the same name.
+Denoising, out-of-distribution scores, generation and explanation stand on `foliax.foot`,
+`foliax.walk` and `foliax.brownian`; the comparison of data sets and attacks on the eigenvalues and
+eigenvectors of G. Each module is a handful of pure functions; how good they are beside what people
+use is measured by the experiment of the same name.
 """
 
+from foliax.apps import attack as attack
 from foliax.apps import denoise as denoise
 from foliax.apps import explain as explain
 from foliax.apps import generate as generate
 from foliax.apps import ood as ood
+from foliax.apps import transfer as transfer

@@ -144,7 +144,8 @@ def nearest(a: Float[Array, "c m"], lead: Float[Array, " c"]) -> Float[Array, " 
     gram = dot(a, a.T)
     eye = jnp.eye(size, dtype=a.dtype)
     eps = jnp.finfo(a.dtype).eps
-    gram = gram + eps * jnp.max(jnp.diagonal(gram)) * eye  # dependent rows, and those of zeros
+    top = jnp.max(jnp.diagonal(gram))
+    gram = gram + eps * jnp.where(top == 0, 1, top) * eye  # dependent rows, and those of zeros
     tolerance = 16 * eps * jnp.max(jnp.abs(lead))
 
     def solved(active: Array) -> tuple[Array, Array]:

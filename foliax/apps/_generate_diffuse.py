@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._inputs import check_choice, check_count, check_positive, dot, working_dtype
+from foliax._inputs import (
+    check_choice,
+    check_count,
+    check_key,
+    check_positive,
+    dot,
+    working_dtype,
+)
 from foliax._level_set import free_direction, onto_level_set
 from foliax._types import Along, Count, Model
 from foliax.apps._generate_scene import (
@@ -79,6 +86,7 @@ def diffuse(
     """
     check_choice(along, name="along", choices=("leaf", "kernel"))
     check_positive(time, name="time")
+    check_key(key)
     check_count(num_steps, name="num_steps")
     check_count(save_every, name="save_every")
     if box is not None and along == "leaf":

@@ -58,7 +58,7 @@ def calibrate(training: Named, *, share: float = 0.95) -> Calibration:
     std = {name: jnp.std(values) for name, values in named.items()}
     return Calibration(
         mean={name: jnp.mean(values) for name, values in named.items()},
-        std={name: jnp.where(value > 0, value, 1) for name, value in std.items()},
+        std={name: jnp.where(value == 0, 1, value) for name, value in std.items()},
         threshold={
             # "higher": a value that occurs, so that no less than the share lies at or below it.
             name: jnp.quantile(values, share, method="higher")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._inputs import as_point, as_tangent, check_choice, check_positive
+from foliax._inputs import as_point, as_tangent, check_choice, check_finite, check_positive
 from foliax._types import Count, Model
 from foliax.apps._denoise_projection import Projected as Projected
 from foliax.apps._denoise_projection import as_references
@@ -118,6 +118,8 @@ def combine(
         if bandwidth is None:
             raise ValueError("by='weighted' needs bandwidth=, a distance in the units of x")
         check_positive(bandwidth, name="bandwidth")
+    check_finite(along, name="along")
+    check_finite(across, name="across")
     feet = projected.points
     if noise is not None:
         check_positive(noise, name="noise")
@@ -280,7 +282,10 @@ def _weights(
         )
     score = jnp.zeros(len(valid), distances.dtype)
     if by == "weighted":
-        score = -squares(x, references) / (2 * jnp.asarray(bandwidth, score.dtype) ** 2)
+        away = jnp.where(valid, squares(x, references), jnp.inf)
+        # Less the nearest, which weighs most, and divided twice: a small square would underflow.
+        score = -(away - jnp.min(away)) / bandwidth / bandwidth / 2
+        score = score.astype(distances.dtype)
     # The softmax of minus infinity alone is not a number.
     score = jnp.where(valid, score, -jnp.inf)
     return jnp.where(jnp.any(valid), jax.nn.softmax(jnp.where(jnp.any(valid), score, 0)), 0)

@@ -21,11 +21,11 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._inputs import (
+    as_class,
     as_point,
     check_choice,
     check_count,
     check_positive,
-    is_traced,
     logits_struct,
     working_dtype,
 )
@@ -148,7 +148,7 @@ def reach(
     x = as_point(x)
     struct = logits_struct(model, x, LIKELIHOOD)
     dtype = working_dtype(x, struct)
-    to = _as_class(to, struct.shape[0], name="to")
+    to = as_class(to, struct.shape[0], name="to")
     return _reached(model, x, to, jnp.asarray(step, dtype), metric, max_steps)
 
 
@@ -301,7 +301,7 @@ def nearest_distribution(p: ArrayLike, to: int | ArrayLike) -> Float[Array, " c"
     p = as_point(p, name="p")
     if p.ndim != 1 or p.size < 2:
         raise ValueError(f"p must be (C,) probabilities of C >= 2 classes, got shape {p.shape}")
-    return jnp.exp(nearest_log_probabilities(jnp.log(p), _as_class(to, p.size, name="to")))
+    return jnp.exp(nearest_log_probabilities(jnp.log(p), as_class(to, p.size, name="to")))
 
 
 def order(distances: ArrayLike, status: ArrayLike, label: int | ArrayLike) -> Int[Array, " c"]:
@@ -315,12 +315,16 @@ def order(distances: ArrayLike, status: ArrayLike, label: int | ArrayLike) -> In
     Returns:
         (C,) classes.
 
+    Raises:
+        ValueError: If distances and status are not (C,), or there is no such class.
+
     Example:
         >>> import jax.numpy as jnp
         >>> order(jnp.array([2.0, 0.0, 1.0]), jnp.zeros(3, int), 1).tolist()
         [2, 0, 1]
     """
-    distances = jnp.asarray(distances)
+    distances = _as_vectors(distances=distances, status=status)[0]
+    label = _as_class(label, len(distances), name="label")
     reached = jnp.asarray(status) == Status.arrived
     # By three keys: the label last, before it what was not reached, by place where all is equal.
     mine = jnp.arange(distances.shape[0]) == label
@@ -336,14 +340,19 @@ def rank_correlation(a: ArrayLike, b: ArrayLike, among: ArrayLike) -> Float[Arra
         among: (C,) which classes count, as `(status == Status.arrived) & (classes != label)`.
 
     Returns:
-        A number in [−1, 1]; NaN where fewer than two classes count, or all are equally far.
+        A number in [−1, 1]; NaN where fewer than two classes count, all are equally far, or one
+        that counts has no distance.
+
+    Raises:
+        ValueError: If the three are not (C,).
 
     Example:
         >>> import jax.numpy as jnp
         >>> float(rank_correlation(jnp.arange(3.0), jnp.array([5.0, 7.0, 9.0]), jnp.ones(3, bool)))
         1.0
     """
-    counts = jnp.asarray(among, bool)
+    *both, counts = _as_vectors(a=a, b=b, among=among)
+    counts = counts.astype(bool)
     number = jnp.sum(counts)
 
     def centred(values: Array) -> Array:
@@ -352,14 +361,18 @@ def rank_correlation(a: ArrayLike, b: ArrayLike, among: ArrayLike) -> Float[Arra
         ranks = below + (ties - 1) / 2  # of equal ones the mean, as Spearman's
         return jnp.where(counts, ranks - (number - 1) / 2, 0)
 
-    one, other = (centred(jnp.asarray(values)) for values in (a, b))
+    one, other = map(centred, both)
     size = jnp.sqrt(jnp.sum(one**2) * jnp.sum(other**2))
-    return jnp.sum(one * other) / jnp.where(size > 0, size, jnp.nan)
+    known = ~jnp.any(counts & (jnp.isnan(both[0]) | jnp.isnan(both[1])))
+    return jnp.sum(one * other) / jnp.where((size > 0) & known, size, jnp.nan)
 
 
-def _as_class(value: Any, num_classes: int, *, name: str) -> Int[Array, ""]:
-    index = jnp.asarray(value)
-    whole = index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer)
-    if not whole or (not is_traced(index) and not 0 <= int(index) < num_classes):
-        raise ValueError(f"{name} must be a class, 0 … {num_classes - 1}, got {value!r}")
-    return index.astype(jnp.int32)
+def _as_vectors(**named: ArrayLike) -> list[Array]:
+    """Return vectors of one length, one entry a class."""
+    vectors = [jnp.asarray(value) for value in named.values()]
+    if vectors[0].ndim != 1 or len({vector.shape for vector in vectors}) > 1:
+        told = ", ".join(str(vector.shape) for vector in vectors)
+        raise ValueError(
+            f"{', '.join(named)} must be (C,), one entry a class, got {told}; batch with jax.vmap"
+        )
+    return vectors

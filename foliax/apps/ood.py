@@ -134,6 +134,8 @@ def medoids(xs: ArrayLike, labels: ArrayLike, *, num_classes: Count) -> Int[np.n
             f"labels must hold one class for each of the inputs, got {labels.shape} for inputs of "
             f"shape {xs.shape}"
         )
+    if not np.all(np.isfinite(xs)):
+        raise ValueError("xs must be finite, got NaN or infinity; leave such inputs out")
     flat, found = xs.reshape(len(xs), -1), []
     for label in range(num_classes):
         places = np.flatnonzero(labels == label)
@@ -335,7 +337,8 @@ def _spectrum(a: Float[Array, "r n"]) -> dict[str, Array]:
     values = singular_values(a) ** 2
     total = jnp.sum(values)
     share = values / jnp.where(total > 0, total, 1)
-    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
+    none = share == 0  # a NaN is not none, and goes on
+    entropy = -jnp.sum(jnp.where(none, 0, share * jnp.log(jnp.where(none, 1, share))))
     return {
         "trace": total,
         "largest_eigenvalue": values[0],

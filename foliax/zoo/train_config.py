@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +32,9 @@ class TrainConfig:
             linear rise; or "step", a tenth after half of the training and again after three
             quarters.
         warmup: Share of all steps that the rise takes.
-        seed: Of the order of the images.
+        trace_penalty: λ of λ · mean trace G over the batch, added to the loss: a network that hears
+            less of small changes. Two random signs an image estimate it.
+        seed: Of the order of the images, and of the signs.
         track_per_epoch: How often in an epoch trace and rank are measured; 0 for never.
         reference_size: On how many training images, always the same; all where there are fewer.
     """
@@ -44,6 +47,7 @@ class TrainConfig:
     weight_decay: float | None = None
     schedule: str = "constant"
     warmup: float = 0.05
+    trace_penalty: float = 0.0
     seed: int = 0
     track_per_epoch: int = 10
     reference_size: int = 256
@@ -61,6 +65,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {told}, got {value!r}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+        if not 0 <= self.trace_penalty < math.inf:
+            raise ValueError(f"trace_penalty must be a finite number ≥ 0, got {self.trace_penalty}")
         momentum, decay = self._momentum, self._weight_decay
         if not 0 <= momentum < 1 or (momentum and self.optimizer not in ("sgd", "momentum")):
             raise ValueError(

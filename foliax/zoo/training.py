@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from foliax._folders import alone
 from foliax.data_matrix import trace_and_rank
+from foliax.estimate import trace_estimate
 from foliax.zoo import checkpoints
 from foliax.zoo.data import Dataset
 from foliax.zoo.history import History, Recorder, choose_epoch
@@ -199,7 +200,7 @@ def accuracy(model: Callable, images: ArrayLike, labels: ArrayLike) -> float:
 # One compiled step, called from Python, and not a scan over steps: on CPU, XLA runs convolutions
 # inside a loop without its threaded kernels (seen: 8 to 10 times slower for the papers' network),
 # while a call costs 0.1 ms.
-@functools.partial(jax.jit, static_argnames=("graphdef", "optimizer"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "optimizer", "trace_penalty"))
 def train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -207,19 +208,36 @@ def train_step(
     rest: nnx.State,
     images: Float[Array, "b ..."],
     labels: Int[Array, " b"],
+    key: Array | None = None,
+    trace_penalty: float = 0.0,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """Return the state after one step on a batch, and the loss before it."""
+    """Return the state after one step on a batch, and the loss before it, without the penalty.
 
-    def loss_fn(params: nnx.State) -> tuple[Float[Array, ""], nnx.State]:
+    A penalty needs a key, for the random signs that estimate the trace of G.
+    """
+
+    def mean_trace(params: nnx.State, key: Array) -> Float[Array, ""]:
+        model = nnx.merge(graphdef, params, state.stats, rest, copy=True)
+        model = nnx.view(model, raise_if_not_found=False, use_running_average=True)
+
+        def one(x: Array, key: Array) -> Array:
+            return trace_estimate(model, x, key, num_samples=2).value
+
+        return jnp.mean(jax.vmap(one)(images, jax.random.split(key, len(images))))
+
+    def loss_fn(params: nnx.State) -> tuple[Float[Array, ""], tuple[Array, nnx.State]]:
         def one(x: Array) -> tuple[Array, nnx.State]:
             model = nnx.merge(graphdef, params, state.stats, rest, copy=True)  # to be mutated here
             return model(x), nnx.state(model, nnx.BatchStat)
 
         # The new statistics are means over the batch: the same in every lane.
         logits, stats = jax.vmap(one, axis_name=BATCH_AXIS, out_axes=(0, None))(images)
-        return jnp.mean(cross_entropy(logits, labels)), stats
+        loss = jnp.mean(cross_entropy(logits, labels))
+        if key is None or not trace_penalty:
+            return loss, (loss, stats)
+        return loss + trace_penalty * mean_trace(params, key), (loss, stats)
 
-    (loss, stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (_, (loss, stats)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, stats, optimizer_state), loss
@@ -288,11 +306,12 @@ def _run_epoch(task: _Task, state: TrainState, epoch: int, bar: tqdm) -> TrainSt
     stops = tracked_steps(len(batches), config.track_per_epoch).tolist()
     for stop in stops or [len(batches)]:
         with task.timed("steps"):
-            for batch in batches[start:stop]:
+            for step, batch in enumerate(batches[start:stop], before + start):
                 x, y = data.train_x[batch], data.train_y[batch]
                 state, loss = train_step(
-                    task.training_graphdef, task.optimizer, state, task.rest, x, y
-                )
+                    task.training_graphdef, task.optimizer, state, task.rest, x, y,
+                    _signs(config, step), config.trace_penalty,
+                )  # fmt: skip
                 losses.append(loss)
                 bar.update()
             jax.block_until_ready(state.params)
@@ -309,6 +328,14 @@ def _run_epoch(task: _Task, state: TrainState, epoch: int, bar: tqdm) -> TrainSt
     )
     bar.set_postfix(task.recorder.latest())
     return state
+
+
+def _signs(config: TrainConfig, step: int) -> Array | None:
+    """Return the key of a step; None where nothing is random."""
+    if not config.trace_penalty:
+        return None
+    # Apart from the keys that `shuffled` takes.
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), 1)
 
 
 def _track(task: _Task, state: TrainState, step: int) -> None:

@@ -6,6 +6,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -408,6 +409,8 @@ def test_presets_are_the_papers():
         ({"optimizer": "lion"}, "'sgd', 'momentum', 'adam', 'adamw'"),
         ({"schedule": "linear"}, "'constant', 'cosine', 'warmup-cosine', 'step'"),
         ({"warmup": 1.0}, "warmup must be"),
+        ({"trace_penalty": -1.0}, "trace_penalty must be"),
+        ({"trace_penalty": float("inf")}, "trace_penalty must be"),
         ({"optimizer": "adam", "weight_decay": 0.1}, "take 'adamw'"),
         ({"weight_decay": -1.0}, "weight_decay must be"),
         ({"optimizer": "adam", "momentum": 0.9}, "momentum must be"),
@@ -431,3 +434,41 @@ def test_bar_shows_what_is_tracked(digits, capsys):
     zoo.train(fresh(), digits, config)
     told = capsys.readouterr().err
     assert all(word in told for word in ("23/23", "loss=", "accuracy=", "trace=", "rank="))
+
+
+# --- the penalty on the trace ------------------------------------------------------------------
+
+
+def test_a_penalty_lowers_the_trace_and_nothing_else_changes_without_it():
+    data = zoo.load_digits()
+    traces, weights = {}, {}
+    for penalty in (0.0, 1.0):
+        config = zoo.TrainConfig(epochs=1, trace_penalty=penalty, **SMALL)
+        model, _ = zoo.train(fresh(), data, config, progress=False)
+        traces[penalty] = np.mean(jax.vmap(foliax.trace, (None, 0))(model, data.train_x[:64]))
+        weights[penalty] = jax.tree.leaves(nnx.state(model))
+    assert traces[1.0] < 0.9 * traces[0.0]
+    plain, _ = zoo.train(fresh(), data, zoo.TrainConfig(epochs=1, **SMALL), progress=False)
+    for a, b in zip(jax.tree.leaves(nnx.state(plain)), weights[0.0], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_gradient_of_the_penalty_is_that_of_the_trace():
+    """With a linear network and one image: against the exact trace, over many keys."""
+    model = zoo.MLP((3, 2), rngs=nnx.Rngs(0))
+    graphdef, params, stats, rest = training._split(model)
+    x, y = jnp.array([[0.3, -1.0, 0.5]]), jnp.array([1])
+    optimizer = optax.sgd(1.0)
+    state = training.TrainState(params, stats, optimizer.init(params))
+
+    def moved(key, penalty):
+        after, _ = training.train_step(graphdef, optimizer, state, rest, x, y, key, penalty)
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(after.params)])
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    # C = 2: the factor has one row, and any sign gives the trace itself.
+    found = [moved(key, 2.0) - moved(None, 0.0) for key in keys]
+    exact = jax.grad(lambda p: foliax.trace(nnx.merge(graphdef, p, stats, rest), x[0]))(params)
+    expected = -2.0 * jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(exact)])
+    for one in found:
+        np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-7)

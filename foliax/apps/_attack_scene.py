@@ -1,0 +1,126 @@
+"""What all attacks share: the input and its budget, directions, and the choice among ends."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, working_dtype
+from foliax._types import Model
+from foliax.data_matrix import eigh
+from foliax.domain import check_box
+from foliax.likelihood import Categorical
+
+_LIKELIHOOD = Categorical()
+
+
+class Attacked(NamedTuple):
+    """An input that was moved, and what the network says of it.
+
+    Attributes:
+        end: (*x.shape) the moved input; x itself where there is nothing to follow.
+        logits: (C,) those there; NaN where x or the model is.
+        distance: ‖end − x‖, at most the budget.
+        label: The class that was attacked.
+        fooled: Whether the prediction at the end is another one.
+    """
+
+    end: Float[Array, "..."]
+    logits: Float[Array, "*b c"]
+    distance: Float[Array, "*b"]
+    label: Int[Array, "*b"]
+    fooled: Bool[Array, "*b"]
+
+
+class Scene(NamedTuple):
+    """What all attacks are told."""
+
+    model: Any
+    x: Array
+    budget: Array
+    label: Array
+    box: Any
+
+
+def scene_of(model: Model, x: Any, budget: Any, label: Any, box: Any) -> Scene:
+    x = as_point(x)
+    check_box(box, x)
+    struct = logits_struct(model, x, _LIKELIHOOD)
+    radius = jnp.asarray(budget)
+    real = radius.ndim == 0 and (
+        jnp.issubdtype(radius.dtype, jnp.floating) or jnp.issubdtype(radius.dtype, jnp.integer)
+    )
+    if not real or (not is_traced(radius) and not 0 <= float(radius) < jnp.inf):
+        raise ValueError(
+            f"budget must be a finite number ≥ 0, the length of the move in the units of x, "
+            f"got {budget!r}; for several, use jax.vmap"
+        )
+    x = x.astype(working_dtype(x, struct))
+    if label is None:
+        attacked = jnp.argmax(model(x)).astype(jnp.int32)
+    else:
+        attacked = as_class(label, struct.shape[0], name="label")
+    return Scene(model, x, radius.astype(x.dtype), attacked, box)
+
+
+def doubt_of(scene: Scene, y: Array) -> Array:
+    """Return log((1 − p) / p) of the label: it rises with the loss, and its slope never fades."""
+    logits = scene.model(y.reshape(scene.x.shape))
+    others = jnp.where(jnp.arange(logits.size) == scene.label, -jnp.inf, logits)
+    return jax.nn.logsumexp(others) - logits[scene.label]
+
+
+def slope(scene: Scene, y: Array) -> Array:
+    """Return the direction in which the label loses, at the speed of log((1 − p) / p)."""
+    return jax.grad(partial(doubt_of, scene))(y)
+
+
+def top(scene: Scene, y: Array) -> Array:
+    """Return the top eigenvector of G, flat; 0 where G is."""
+    values, vectors = eigh(scene.model, y.reshape(scene.x.shape), k=1)
+    return jnp.where(values[0] > 0, vectors[0].ravel(), 0)
+
+
+def unit(v: Array) -> Array:
+    v = v / jnp.maximum(jnp.max(jnp.abs(v)), jnp.finfo(v.dtype).tiny)
+    size = jnp.sqrt(jnp.sum(v**2))
+    return jnp.where(size > 0, v / jnp.where(size > 0, size, 1), 0)
+
+
+def reaching(start: Array, y: Array, direction: Array, radius: Array) -> Array:
+    """Return where the ray from y leaves the ball of the radius around the start."""
+    gone = y - start
+    along = dot(gone, direction)
+    left = jnp.maximum(along**2 + radius**2 - dot(gone, gone), 0)
+    return y + (jnp.sqrt(left) - along) * direction
+
+
+def cut(points: Array, radius: Array) -> Array:
+    """Return the last point of a polygon before it leaves the ball around its first point."""
+    far = jnp.sqrt(jnp.sum((points - points[0]) ** 2, axis=1))
+    out = far > radius
+    first = jnp.where(jnp.any(out), jnp.argmax(out), len(points) - 1)
+    before = points[jnp.maximum(first - 1, 0)]
+    crossing = reaching(points[0], before, unit(points[first] - before), radius)
+    return jnp.where(jnp.any(out), crossing, points[-1])
+
+
+def clipped(scene: Scene, y: Array) -> Array:
+    return y if scene.box is None else scene.box.clip(y)
+
+
+def better(scene: Scene, ends: Float[Array, "k n"]) -> Attacked:
+    """Return, of several ends, that at which the label is least probable."""
+    shaped = jax.vmap(lambda end: clipped(scene, end.reshape(scene.x.shape)))(ends)
+    doubt = jax.vmap(partial(doubt_of, scene))(shaped)
+    return result(scene, shaped[jnp.argmax(doubt)])
+
+
+def result(scene: Scene, end: Array) -> Attacked:
+    end = clipped(scene, end)
+    logits = scene.model(end)
+    distance = jnp.sqrt(jnp.sum((end - scene.x) ** 2))
+    fooled = jnp.argmax(logits) != scene.label
+    return Attacked(end, logits, distance, scene.label, fooled & jnp.all(jnp.isfinite(logits)))
