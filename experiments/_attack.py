@@ -58,28 +58,27 @@ def attacks(steps: int) -> dict[str, Callable[..., attack.Attacked]]:
     }
 
 
-def fooler(
+def foolers(
     names: Sequence[str], budgets: Sequence[float], box: Any, steps: int, *, keep: bool = False
-) -> Callable:
-    """Return what `fooling` runs: the named attacks on one image, at every budget."""
-    chosen = {name: attacks(steps)[name] for name in names}
-    radii = np.asarray(budgets)
+) -> dict[str, Callable]:
+    """Return what `fooling` runs: each named attack on one image, at every budget."""
+    chosen, radii = attacks(steps), np.asarray(budgets)
+    return {name: _fooler(name, chosen[name], radii, box, keep) for name in names}
 
-    def one(model: Any, x: Any, seed: Any) -> dict[str, Outcome]:
+
+def _fooler(name: str, run: Callable, radii: Any, box: Any, keep: bool) -> Callable:
+    def one(model: Any, x: Any, seed: Any) -> Outcome:
         key, before = jax.random.key(seed), jax.nn.log_softmax(model(x))
 
-        def at(run: Any, radius: Any) -> Outcome:
+        def at(radius: Any) -> Outcome:
             found = run(model, x, key, radius, box)
             log_p = jax.nn.log_softmax(found.logits)
             kl = jnp.sum(jnp.where(before > -jnp.inf, jnp.exp(before) * (before - log_p), 0))
             return Outcome(found.fooled, found.distance, kl, found.end if keep else None)
 
-        along = jnp.asarray(radii, x.dtype)
-        return {
-            name: jax.vmap(lambda r, run=run: at(run, r))(along) for name, run in chosen.items()
-        }
+        return jax.vmap(at)(jnp.asarray(radii, x.dtype))
 
-    one.__qualname__ = "attacks"  # said by the bar
+    one.__qualname__ = name  # said by the bar
     return one
 
 
@@ -88,10 +87,11 @@ def seeds_of(seed: int, count: int) -> np.ndarray:
     return (seed * 1_000_003 + np.arange(count)).astype(np.uint32)
 
 
-def fooling(run: Callable, model: Any, xs: Any, seed: int) -> dict[str, Outcome]:
-    """Run a `fooler` on images, each with a seed of its own."""
-    seeds = seeds_of(seed, len(xs))
-    return foliax.sweep(run, model, (np.asarray(xs), seeds), batch=min(64, len(xs)), block=8)
+def fooling(runs: dict[str, Callable], model: Any, xs: Any, seed: int) -> dict[str, Outcome]:
+    """Run `foolers` on images, each image with a seed of its own, in one program an attack."""
+    rows = np.asarray(xs), seeds_of(seed, len(xs))
+    size = min(64, len(xs))
+    return {name: foliax.sweep(run, model, rows, batch=size, block=8) for name, run in runs.items()}
 
 
 def summary(found: dict[str, Outcome]) -> dict[str, dict[str, Any]]:

@@ -178,21 +178,22 @@ def _textures(dataset: Any, count: int, rng: np.random.Generator) -> np.ndarray:
         image, side = whole[i % len(whole)], int(rng.integers(*_WINDOWS))
         top, left = (int(rng.integers(extent - side + 1)) for extent in image.shape)
         found.append(image[top : top + side, left : left + side])
-    return _resized(found, dataset.shape)
+    return resized(found, dataset.shape)
 
 
 def _faces(dataset: Any, count: int, rng: np.random.Generator) -> np.ndarray:
     from skimage import data
 
-    return _resized(data.lfw_subset()[rng.permutation(_FACES)[:count]], dataset.shape)
+    return resized(data.lfw_subset()[rng.permutation(_FACES)[:count]], dataset.shape)
 
 
 def _digits(dataset: Any, count: int, rng: np.random.Generator) -> np.ndarray:
     digits = zoo.load_digits()
-    return _resized(_test_pixels(digits, count, rng)[0][..., 0], dataset.shape)
+    return resized(_test_pixels(digits, count, rng)[0][..., 0], dataset.shape)
 
 
-def _resized(images: Any, shape: tuple[int, ...]) -> np.ndarray:
+def resized(images: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return grey images shrunk or enlarged to a shape of (H, W, 1)."""
     from skimage.transform import resize
 
     small: list[Any] = [resize(each, shape[:2], order=1, anti_aliasing=True) for each in images]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from experiments._ood_data import _resized as resized
+from experiments._ood_data import resized
 from experiments._photographs import photographs
 from foliax import zoo
 

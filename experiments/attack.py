@@ -27,7 +27,8 @@ from foliax import viz
 _BUDGETS = 8
 _SHOWN = 4
 _ONE, _TWO = "one step along the top eigenvector", "two steps"
-_GRADIENT, _PROJECTED = "gradient", "projected gradient (PGD)"
+_GRADIENT, _SIGNS = "gradient", "gradient, signs (FGSM)"
+_PROJECTED = "projected gradient (PGD)"
 _HARDENED = ("random direction", _ONE, _GRADIENT, _PROJECTED)
 
 
@@ -68,9 +69,9 @@ def measure_command(command: Command) -> _command.Found:
     budgets = [float(b) for b in top * np.arange(1, _BUDGETS + 1) / _BUDGETS]
     seen = measured.right(loaded.model, xs, labels)
     names = tuple(measured.attacks(command.steps))
-    run = measured.fooler(names, budgets, data.box, command.steps, keep=True)
-    found = measured.fooling(run, loaded.model, xs[seen], command.seed)
-    few = measured.fooler(_HARDENED, budgets, data.box, command.steps)
+    runs = measured.foolers(names, budgets, data.box, command.steps, keep=True)
+    found = measured.fooling(runs, loaded.model, xs[seen], command.seed)
+    few = measured.foolers(_HARDENED, budgets, data.box, command.steps)
     hardened = _harden(command, data, (xs, labels), few)
     _draw(budgets, found, hardened, command.out / "attack.png")
     _draw_images(loaded, (xs[seen], labels[seen]), budgets, found, command.out)
@@ -81,7 +82,7 @@ def measure_command(command: Command) -> _command.Found:
     return _command.Found(loaded, sections, {"images": _records(places[seen], found)})
 
 
-def _harden(command: Command, data: Any, images: Any, run: Any) -> dict[str, Any]:
+def _harden(command: Command, data: Any, images: Any, runs: Any) -> dict[str, Any]:
     """Train and attack: without penalty, with each, and without where it was as accurate."""
     recipe: dict[str, Any] = {
         "hidden": command.hidden,
@@ -97,16 +98,16 @@ def _harden(command: Command, data: Any, images: Any, run: Any) -> dict[str, Any
         networks[f"penalty_{i}"] = f"penalty {penalty:g}", hard
         networks[f"stopped_{i}"] = f"no penalty, epoch {stopped.epoch}", stopped
     return {
-        name: {"name": said} | _attacked(one, data, images, run, command.seed)
+        name: {"name": said} | _attacked(one, data, images, runs, command.seed)
         for name, (said, one) in networks.items()
     }
 
 
-def _attacked(one: Any, data: Any, images: Any, run: Any, seed: int) -> dict[str, Any]:
+def _attacked(one: Any, data: Any, images: Any, runs: Any, seed: int) -> dict[str, Any]:
     xs, labels = images
     seen = measured.right(one.model, xs, labels)
     # All images, in one shape, so that nothing compiles again; the others do not count.
-    found = measured.fooling(run, one.model, xs, seed)
+    found = measured.fooling(runs, one.model, xs, seed)
     kept = {
         name: each._replace(fooled=each.fooled[seen], kl=each.kl[seen])
         for name, each in found.items()
@@ -159,9 +160,10 @@ def _spectral(found: Any, budgets: list[float], count: int) -> dict[str, Any]:
         pictures=[
             (
                 "attack.png",
-                "Left, the share of images that get another label, by the length of the move. "
-                "Right, the same for the projected gradient on networks trained with a penalty on "
-                "the trace of G, dashed without one.",
+                "The share of images that get another label, by the length of the move: along "
+                "eigenvectors of G (dashed, the gradient), by the gradient (dashed, a random "
+                "direction), and by the projected gradient on networks trained with a penalty on "
+                "the trace of G (dashed, without one).",
             ),
             (
                 "attack_images.png",
@@ -189,7 +191,7 @@ def _say(numbers: dict[str, Any]) -> str:
         f"Over {numbers['num_images']} images and {len(numbers['budgets'])} budgets up to "
         f"{numbers['budgets'][-1]:.3g}, one step along the top eigenvector fools {mean(_ONE)}, two "
         f"steps {mean(_TWO)}, eight {mean('eight steps')}, the geodesic {mean('geodesic')}; the "
-        f"gradient {mean(_GRADIENT)}, its signs {mean('gradient, signs (FGSM)')}, the projected "
+        f"gradient {mean(_GRADIENT)}, its signs {mean(_SIGNS)}, the projected "
         f"gradient {mean(_PROJECTED)}, a random direction {mean('random direction')}. Two steps "
         f"are no worse than one at {two['budgets_no_worse']} of {len(numbers['budgets'])} budgets; "
         f"of {cases} cases they alone fool in {two['fooled_by_two_only']}, one step alone in "
@@ -251,10 +253,13 @@ def _records(places: Any, found: Any) -> list[dict[str, Any]]:
 
 def _draw(budgets: list[float], found: Any, hardened: dict[str, Any], file: Path) -> None:
     rates = measured.summary(found)
-    shown = [
-        viz.Curve(name, budgets, one["fooled"], reference=name == "random direction")
-        for name, one in rates.items()
-    ]
+
+    def shown(names: tuple[str, ...], grey: str) -> list[viz.Curve]:
+        return [
+            viz.Curve(name, budgets, rates[name]["fooled"], reference=name == grey)
+            for name in (*names, grey)
+        ]
+
     others = [
         viz.Curve(
             f"{one['name']}, accuracy {one['accuracy']:.3f}",
@@ -266,10 +271,13 @@ def _draw(budgets: list[float], found: Any, hardened: dict[str, Any], file: Path
         if not name.startswith("stopped")
     ]
     axes = ("length of the move, normalised", "share with another label")
+    along = shown((_ONE, _TWO, "eight steps", "geodesic"), _GRADIENT)
+    usual = shown((_GRADIENT, _SIGNS, _PROJECTED), "random direction")
     viz.curves(
         [
-            viz.Panel("The network given", *axes, shown, y_range=(0, 1)),
-            viz.Panel("Projected gradient, penalty on trace G", *axes, others, y_range=(0, 1)),
+            viz.Panel("Along eigenvectors of G", *axes, along, y_range=(0, 1)),
+            viz.Panel("By the gradient", *axes, usual, y_range=(0, 1)),
+            viz.Panel("PGD after a penalty on trace G", *axes, others, y_range=(0, 1)),
         ],
         file,
     )
@@ -288,7 +296,7 @@ def _draw_images(loaded: Any, shown: Any, budgets: list[float], found: Any, out:
             end = found[name].end[i, at]
             label, chance = (np.asarray(part)[0] for part in predict(model, end[None]))
             images.append(end)
-            title = name.split(",")[0].replace(" along the top eigenvector", "")
+            title = name.replace(" along the top eigenvector", "").split(" (")[0]
             captions.append(f"{title}\n{budgets[at]:.2g}: {data.class_names[label]}, {chance:.2f}")
     if not images:
         return

@@ -106,11 +106,14 @@ def places(dataset: Any, config: Config, *, mirrored: bool = False) -> tuple[Any
     With `mirrored`, targets are of classes that leave the data set when mirrored.
 
     Raises:
-        ValueError: If there are too few test images, or places are given for more than one pair.
+        ValueError: If there are too few test images or no pairs, or places are given for more
+            than one pair.
     """
     given = {"start": config.start, "end": config.end}
     given = {name: place for name, place in given.items() if place is not None}
     total = len(dataset.test_x)
+    if config.num_pairs < 1:
+        raise ValueError(f"num_pairs must be at least 1, got {config.num_pairs}")
     if given and config.num_pairs != 1:
         raise ValueError(f"start and end name one pair, got them for {config.num_pairs} pairs")
     for name, place in given.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
@@ -177,15 +178,16 @@ def check_positive(
     """Refuse what is not a finite number > 0 where it is concrete; a tracer passes."""
     if is_traced(value):
         return
-    above = jnp.ndim(value) == 0 and (value > 0 or (or_zero and value == 0))
-    if above and (or_infinite or value < float("inf")):
+    number = np.asarray(value)  # under jit, JAX would trace the comparison of what is concrete
+    above = number.ndim == 0 and (number > 0 or (or_zero and number == 0))
+    if above and (or_infinite or number < float("inf")):
         return
     raise ValueError(f"{name} must be a finite number {'>=' if or_zero else '>'} 0, got {value!r}")
 
 
 def check_finite(value: Any, *, name: str) -> None:
     """Refuse what is not a finite number where it is concrete; a tracer passes."""
-    if not is_traced(value) and not (jnp.ndim(value) == 0 and bool(jnp.isfinite(value))):
+    if not is_traced(value) and not (np.ndim(value) == 0 and np.isfinite(np.asarray(value))):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 

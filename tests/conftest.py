@@ -39,17 +39,6 @@ def reference():
     return load
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _bounded_memory():
-    """Forget compiled programs after each module.
-
-    Each holds pages of its own; a process that keeps those of all tests reaches the limit that
-    Linux sets on their number, and dies in the compiler.
-    """
-    yield
-    jax.clear_caches()
-
-
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Let XLA optimise little, for modules that compile much and compute next to nothing.

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
-from foliax._inputs import check_choice, check_count, check_positive, dot
+from foliax._inputs import check_choice, check_count, check_key, check_positive, dot
 from foliax._leaf_image import GeodesicMethod
 from foliax._types import Count, Model
 from foliax.apps._attack_scene import Attacked as Attacked
@@ -293,5 +293,6 @@ def random_direction(
         '1.0000'
     """
     scene = scene_of(model, x, budget, label, box)
+    check_key(key)
     direction = unit(jax.random.normal(key, scene.x.shape, scene.x.dtype))
     return result(scene, scene.x + scene.budget * direction)

@@ -324,7 +324,7 @@ def order(distances: ArrayLike, status: ArrayLike, label: int | ArrayLike) -> In
         [2, 0, 1]
     """
     distances = _as_vectors(distances=distances, status=status)[0]
-    label = _as_class(label, len(distances), name="label")
+    label = as_class(label, len(distances), name="label")
     reached = jnp.asarray(status) == Status.arrived
     # By three keys: the label last, before it what was not reached, by place where all is equal.
     mine = jnp.arange(distances.shape[0]) == label

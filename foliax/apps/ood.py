@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from foliax._inputs import as_point, check_choice, check_count, check_positive, dot, is_traced
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
+from foliax.apps._denoise_projection import as_references
 from foliax.apps._ood_calibration import Calibration, calibrate, combine, exceeds, standardise
 from foliax.data_matrix import singular_values
 from foliax.flow import foot
@@ -306,7 +307,7 @@ def scores(
     if xs.ndim < 2:
         raise ValueError(f"xs must be stacked along axis 0, got shape {xs.shape}")
     if not isinstance(references, References):
-        references = prepare(model, references)
+        references = prepare(model, as_references(references, xs[0]))
     if choice is not None:
         choice = _as_choice(choice, len(xs), len(references.points))
     return _scored(model, xs, references, choice, min(block, len(xs)), options)
@@ -371,16 +372,9 @@ def _reduced(values: Array | None, reduce: str) -> Any:
 
 
 def _as_references(model: Model, x: Array, references: Any) -> References:
-    points = references.points if isinstance(references, References) else references
-    points = as_point(points, name="references")
-    if points.shape[1:] != x.shape or not len(points):
-        raise ValueError(
-            f"references must have shape (k, *x.shape) with x of shape {x.shape}, got "
-            f"{points.shape}; stack them along axis 0, one as reference[None]"
-        )
-    if isinstance(references, References):
-        return references
-    return _prepared(model, points, len(points))
+    given = isinstance(references, References)
+    points = as_references(references.points if given else references, x)
+    return references if given else _prepared(model, points, len(points))
 
 
 def _as_choice(choice: ArrayLike, num_inputs: int, num_references: int) -> Int[Array, "b j"]:

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import warnings
-import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,9 +113,7 @@ def restore(
         raise ValueError(
             f"no checkpoint in {os.fspath(directory)} can be read; train again in another folder"
         )
-    if model is None:
-        model = nets.build(checkpoint.architecture)
-    return with_weights(model, checkpoint)
+    return with_weights(_blank(checkpoint.architecture) if model is None else model, checkpoint)
 
 
 def epochs(directory: str | os.PathLike) -> list[int]:
@@ -233,20 +230,22 @@ def load_npz(
         ValueError: If it is no file of `save_npz`, or holds pickled objects, or the architecture
             is another one than that of `model`.
     """
+    with open(path, "rb") as raw:  # here: numpy leaves the file open when it is a broken archive
+        try:
+            with np.load(raw, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            described = json.loads(str(arrays.pop(_METADATA)))
+            architecture, metadata = described["architecture"], dict(described["metadata"])
+        except Exception as error:  # zipfile, zlib, numpy and json each raise their own
+            raise ValueError(
+                f"{os.fspath(path)} is not a weight file of foliax.zoo.save_npz (numeric arrays "
+                f"and a JSON description, no pickled objects): {error}"
+            ) from error
     try:
-        # Opened here: numpy leaves the file open when it is a broken archive.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        described = json.loads(str(arrays.pop(_METADATA)))
-        architecture, metadata = described["architecture"], described["metadata"]
-    except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{os.fspath(path)} is not a weight file of foliax.zoo.save_npz (numeric arrays and a "
-            f"JSON description, no pickled objects): {error}"
-        ) from error
-    if model is None:
-        model = nets.build(architecture)
-    return with_weights(model, Checkpoint(0, arrays, [], architecture, {})), metadata
+        blank = _blank(architecture) if model is None else model
+        return with_weights(blank, Checkpoint(0, arrays, [], architecture, {})), metadata
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be loaded: {error}") from error
 
 
 def weights_of(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -281,13 +280,27 @@ def with_weights(model: nnx.Module, checkpoint: Checkpoint) -> nnx.Module:
             f"is {expected}; build the same model, or choose another folder"
         )
     leaves, tree = jax.tree_util.tree_flatten_with_path(model)
-    wanted = {_name(path): np.shape(leaf) for path, leaf in leaves}
     stored = {name: array.shape for name, array in checkpoint.weights.items()}
+    for path, leaf in leaves:
+        found = checkpoint.weights[_name(path)].dtype if _name(path) in stored else leaf.dtype
+        if jnp.issubdtype(found, jnp.floating) != jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"the checkpoint has {_name(path)} of {found} where the model has {leaf.dtype}"
+            )
+    wanted = {_name(path): np.shape(leaf) for path, leaf in leaves}
     if stored != wanted:
         only = {name: shape for name, shape in stored.items() if wanted.get(name) != shape}
         lacks = {name: shape for name, shape in wanted.items() if stored.get(name) != shape}
         raise ValueError(f"the checkpoint has the weights {only} where the model has {lacks}")
     return tree.unflatten([jnp.asarray(checkpoint.weights[name]) for name in wanted])
+
+
+def _blank(architecture: Any) -> nnx.Module:
+    """Build a network without its weights: nobody draws what a file asks for."""
+    try:
+        return nnx.eval_shape(lambda: nets.build(architecture))
+    except (TypeError, OverflowError, AttributeError) as error:
+        raise ValueError(f"{architecture!r} does not describe a network: {error}") from error
 
 
 def with_leaves(tree: Any, leaves: list[np.ndarray]) -> Any:

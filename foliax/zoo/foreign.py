@@ -138,12 +138,13 @@ def read_torch(source: str | os.PathLike | Mapping[str, Any]) -> State:
     if isinstance(source, Mapping):
         found = dict(source)
     elif Path(source).suffix == ".npz":
-        with np.load(source, allow_pickle=False) as arrays:
-            found = dict(arrays)
+        found = _read_arrays(Path(source))
     elif Path(source).suffix in (".pt", ".pth"):
         found = _unpickle_tensors(Path(source))
     else:
         raise ValueError(f"source must be a .npz, .pt or .pth file, got {os.fspath(source)}")
+    if not all(isinstance(key, str) for key in found):
+        raise ValueError(f"source must have names for keys, got {list(found)[:3]}")
     if any(key.startswith("w.") for key in found):
         found = {key[2:]: value for key, value in found.items() if key.startswith("w.")}
     state = {key: np.asarray(value) for key, value in found.items()}
@@ -156,7 +157,18 @@ def read_torch(source: str | os.PathLike | Mapping[str, Any]) -> State:
     return state
 
 
-def _unpickle_tensors(path: Path) -> dict[str, Any]:
+def _read_arrays(path: Path) -> State:
+    with path.open("rb") as raw:
+        try:
+            with np.load(raw, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except Exception as error:  # zipfile, zlib and numpy each raise their own
+            raise ValueError(
+                f"{path} is not an .npz file of numeric arrays, which nothing pickled is: {error}"
+            ) from error
+
+
+def _unpickle_tensors(path: Path) -> dict[Any, Any]:
     """Read tensors and containers of them; anything else in the file is refused by PyTorch."""
     try:
         import torch
@@ -167,18 +179,23 @@ def _unpickle_tensors(path: Path) -> dict[str, Any]:
         ) from error
     import pickle
 
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and is not loaded; save model.state_dict() alone"
-        ) from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} must hold a state dict, got {type(found).__name__}")
-    return {
-        key: value.numpy() if isinstance(value, torch.Tensor) else value
-        for key, value in found.items()
-    }
+    def plain(value: Any) -> Any:
+        return value.detach().to_dense().double().numpy() if torch.is_tensor(value) else value
+
+    with path.open("rb") as raw:
+        try:
+            found = torch.load(raw, map_location="cpu", weights_only=True)
+            if isinstance(found, Mapping):
+                return {key: plain(value) for key, value in found.items()}
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{path} holds more than tensors and is not loaded; save model.state_dict() alone"
+            ) from error
+        except Exception as error:  # its archive and its unpickler each raise their own
+            raise ValueError(
+                f"{path} is not a whole file of torch.save; save model.state_dict() again: {error}"
+            ) from error
+    raise ValueError(f"{path} must hold a state dict, got {type(found).__name__}")
 
 
 def _in_order(state: State) -> Names:

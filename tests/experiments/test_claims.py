@@ -21,6 +21,7 @@ def small(tmp_path_factory, quick_compilation):
         return config, claims.run(config)
 
 
+@pytest.mark.slow
 def test_every_cell_is_written_with_its_pictures(small):
     config, results = small
     folder = config.out / "cells" / "digits_mlp"
@@ -37,6 +38,7 @@ def test_every_cell_is_written_with_its_pictures(small):
         assert min(image.size) > 300
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(small, monkeypatch):
     config, results = small
 
@@ -52,6 +54,7 @@ def test_what_is_measured_is_not_measured_again(small, monkeypatch):
             claims.run(claims.replace(config, pairs=3))
 
 
+@pytest.mark.slow
 def test_the_table_quotes_the_numbers(small):
     config, results = small
     text = (config.out / "table.md").read_text()

@@ -23,6 +23,7 @@ def smoke(tmp_path_factory, quick_compilation):
     return out, found["claims"]
 
 
+@pytest.mark.slow
 def test_full_rank_has_a_quarter_and_less_has_not(smoke):
     numbers = smoke[1]["intrinsic"]["numbers"]
     assert numbers["given"]["full_rank"]["count"] > 10
@@ -36,6 +37,7 @@ def test_full_rank_has_a_quarter_and_less_has_not(smoke):
     assert smoke[1]["intrinsic"]["outcome"] == "holds"
 
 
+@pytest.mark.slow
 def test_linear_regions_do_not_bend_and_smooth_leaves_do(smoke):
     numbers = smoke[1]["extrinsic"]["numbers"]
     assert numbers["given"]["norm"]["largest"] < 1e-4
@@ -43,6 +45,7 @@ def test_linear_regions_do_not_bend_and_smooth_leaves_do(smoke):
     assert numbers["along"]["num_paths"] == 8
 
 
+@pytest.mark.slow
 def test_everything_is_written(smoke):
     out, claims = smoke
     with Image.open(out / "curvature.png") as image:

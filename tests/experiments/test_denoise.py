@@ -42,6 +42,7 @@ def smoke(tmp_path_factory, quick_compilation):
         return out, _command.write(command, found, 0.0, "Denoising by data leaves")
 
 
+@pytest.mark.slow
 def test_what_is_promised_is_written(smoke):
     out, results = smoke
     assert set(results["claims"]) == {"S9-gaussian", "S9-salt", "S9-blur", "S9-training"}
@@ -60,6 +61,7 @@ def test_what_is_promised_is_written(smoke):
     assert report.count("| Richardson-Lucy, blur known |") == 1
 
 
+@pytest.mark.slow
 def test_every_image_is_kept_and_the_table_holds_their_means(smoke):
     out, results = smoke
     paths = json.loads((out / "paths.json").read_text())
@@ -80,6 +82,7 @@ def test_every_image_is_kept_and_the_table_holds_their_means(smoke):
     )
 
 
+@pytest.mark.slow
 def test_shares_that_make_two_ways_one_give_one_result(smoke):
     """No share along and none across leaves the references; their blend is at least as good."""
     methods = smoke[1]["claims"]["S9-salt"]["numbers"]["method"]
@@ -89,6 +92,7 @@ def test_shares_that_make_two_ways_one_give_one_result(smoke):
     assert chosen["feet_mean"]["k"] in (1, 2)
 
 
+@pytest.mark.slow
 def test_epochs_are_compared_and_the_tables_are_of_the_largest_trace(smoke):
     out, results = smoke
     every = results["claims"]["S9-training"]["numbers"]["network"]

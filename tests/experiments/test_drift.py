@@ -21,6 +21,7 @@ def smoke(tmp_path_factory, quick_compilation):
         return out, drift.run(config)
 
 
+@pytest.mark.slow
 def test_exact_steps_keep_p_and_published_ones_do_not(smoke):
     _, results = smoke
     published, euler = (results["kernel"][name] for name in ("published", "euler"))
@@ -30,6 +31,7 @@ def test_exact_steps_keep_p_and_published_ones_do_not(smoke):
     assert results["kernel"]["adaptive_0.001"]["drift"]["largest"] <= 1e-4
 
 
+@pytest.mark.slow
 def test_jacobians_are_counted_with_rejected_steps(smoke):
     _, results = smoke
     rows = results["kernel"]
@@ -41,6 +43,7 @@ def test_jacobians_are_counted_with_rejected_steps(smoke):
     assert (adaptive["jacobians"] - 1) * 2 % drift.TSIT5 == 0  # whole steps, of two images
 
 
+@pytest.mark.slow
 def test_walks_come_nearer(smoke):
     _, results = smoke
     for row in results["toward_target"].values():
@@ -53,6 +56,7 @@ def test_a_block_runs_until_its_slowest_walk_has_ended():
     assert [drift.steps_run(steps, block) for block in (1, 2, 5)] == [13, 17, 25]
 
 
+@pytest.mark.slow
 def test_what_is_promised_is_written(smoke):
     out, results = smoke
     written = json.loads((out / "results.json").read_text())

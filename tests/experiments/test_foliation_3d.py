@@ -23,6 +23,7 @@ def smoke(tmp_path_factory, quick_compilation):
         return out, foliation_3d.run(config)
 
 
+@pytest.mark.slow
 def test_kernel_leaves_keep_p_and_data_leaves_do_not(smoke):
     _, results = smoke
     for data in ("xor", "circles"):
@@ -32,6 +33,7 @@ def test_kernel_leaves_keep_p_and_data_leaves_do_not(smoke):
     assert results["xor"]["gelu"]["data_leaf_change_of_p"]["median"] > 0.4
 
 
+@pytest.mark.slow
 def test_a_smooth_network_is_not_involutive(smoke):
     _, results = smoke
     numbers = results["circles"]["gelu"]
@@ -47,12 +49,14 @@ def test_a_network_of_flat_pieces_is_involutive():
     np.testing.assert_array_equal(found.dimension_with_brackets, found.dimension)
 
 
+@pytest.mark.slow
 def test_kernel_leaves_about_the_axis_are_closed(smoke):
     _, results = smoke
     numbers = results["circles"]["gelu"]
     assert numbers["closed_kernel_leaves"] >= numbers["kernel_leaves"] / 2
 
 
+@pytest.mark.slow
 def test_pictures_are_written_and_results_are_numbers(smoke):
     out, _ = smoke
     assert set(json.loads((out / "results.json").read_text())) == {"xor", "circles"}

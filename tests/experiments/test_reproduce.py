@@ -47,6 +47,7 @@ class Page(HTMLParser):
             self._path = None
 
 
+@pytest.mark.slow
 def test_everything_promised_is_written(smoke):
     out, results = smoke
     assert tuple(results["claims"]) == CLAIMS
@@ -60,6 +61,7 @@ def test_everything_promised_is_written(smoke):
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_results_hold_all_that_the_report_quotes(smoke):
     out, _ = smoke
     text = (out / "report.html").read_text()
@@ -82,6 +84,7 @@ def test_results_hold_all_that_the_report_quotes(smoke):
         assert (out / file).exists()
 
 
+@pytest.mark.slow
 def test_numbers_are_what_the_geometry_promises(smoke):
     claims = smoke[1]["claims"]
     ranks = claims["S1"]["numbers"]
@@ -105,6 +108,7 @@ def test_numbers_are_what_the_geometry_promises(smoke):
     assert level["noise"]["leaf"]["median"] < level["noise"]["kernel"]["median"]
 
 
+@pytest.mark.slow
 def test_run_says_how_it_came_about(smoke):
     run = json.loads((smoke[0] / "run.json").read_text())
     assert {"command", "versions", "device", "seed", "seconds", "revision"} <= run.keys()
@@ -112,6 +116,7 @@ def test_run_says_how_it_came_about(smoke):
     assert set(CLAIMS) < run["seconds"].keys()
 
 
+@pytest.mark.slow
 def test_a_run_from_checkpoints_repeats_every_number(smoke, tmp_path):
     out, _ = smoke
     config = reproduce.Config(epochs=2, out=tmp_path, checkpoint=str(out), smoke=True)

@@ -88,7 +88,7 @@ def check(first, second):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("data_leaf", "kernel") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "kernel" else pytest.param(name, marks=pytest.mark.slow)
         for name in POPULATIONS
     ],
 )
@@ -135,6 +135,7 @@ def test_scripts_on_a_training_repeat(name, training, tmp_path):
     ))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_batch_sizes_agree_to_rounding():
     """Blocks of a batched program change only the order of sums."""
     with jax.enable_x64(False):

@@ -65,6 +65,7 @@ def _idx(name, header):
 
 @needs_tensorflow
 @needs_files
+@pytest.mark.slow
 def test_fashion_mnist_is_what_the_files_hold(prepared):
     fashion = zoo.load_dataset("fashion_mnist", data_dir=prepared)
     assert fashion.train_x.shape == (60000, 28, 28, 1)
@@ -93,6 +94,7 @@ def test_fashion_mnist_is_what_the_files_hold(prepared):
 
 @needs_tensorflow
 @needs_files
+@pytest.mark.slow
 def test_reading_needs_no_tensorflow(prepared, tmp_path):
     shutil.copytree(prepared / "fashion_mnist", tmp_path / "fashion_mnist")
     next(tmp_path.rglob("foliax-test.npz")).unlink()
@@ -110,6 +112,7 @@ def test_reading_needs_no_tensorflow(prepared, tmp_path):
 
 @needs_tensorflow
 @needs_files
+@pytest.mark.slow
 def test_command_line_says_what_is_there(prepared):
     command = [sys.executable, "-m", "foliax.zoo.prepare", "fashion_mnist", "--data-dir", prepared]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -118,6 +121,7 @@ def test_command_line_says_what_is_there(prepared):
 
 @needs_tensorflow
 @needs_files
+@pytest.mark.slow
 def test_damaged_arrays_are_made_anew(prepared, tmp_path):
     shutil.copytree(prepared / "fashion_mnist", tmp_path / "fashion_mnist")
     kept = next(tmp_path.rglob("foliax-test.npz"))
