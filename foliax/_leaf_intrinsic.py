@@ -207,7 +207,8 @@ def connection(
             "field must be a function from a point to a vector of its shape, got "
             f"{type(field).__name__}; of one vector v, lambda y: v"
         )
-    w = as_tangent(field(x), x, name="field(x)")
+    moved: Any = field(x)
+    w = as_tangent(moved, x, name="field(x)")
     seen = image(model, x, likelihood)
     dtype = seen.frame.dtype
     direction = seen.space.project(v.ravel().astype(dtype))

@@ -13,7 +13,7 @@ from jax.custom_batching import custom_vmap
 from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 
-from foliax._inputs import dot
+from foliax._inputs import dot, qr
 from foliax.data_matrix import counted
 
 _UNROLLED = 16  # rows up to which elimination is written out: one loop of LAPACK calls is slower
@@ -155,7 +155,7 @@ def _by_svd(k: Float[Array, "r n"], rtol: float | None = None) -> Parts:
     Unpivoted QR alone would keep spurious directions for dependent rows, and a whole frame for
     K = 0; here they are masked.
     """
-    q, r = jnp.linalg.qr(k.T)
+    q, r = qr(k.T)
     u, s, vt = jnp.linalg.svd(r, full_matrices=False)
     mask = counted(s, num_rows=k.shape[0], rtol=rtol)
     # A NaN is no dead direction: it must not be masked away.

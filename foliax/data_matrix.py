@@ -24,6 +24,7 @@ from foliax._inputs import (
     pull_rows,
     pullback,
     pushforward,
+    qr,
     working_dtype,
 )
 from foliax._types import Count, EighMethod, Model
@@ -253,7 +254,7 @@ def eigh(
         values, vectors = lanczos(model, x, k, steps, likelihood)
     else:
         a = factor(model, x, likelihood=likelihood, chunk=chunk)
-        q, r = jnp.linalg.qr(a.T)
+        q, r = qr(a.T)
         u, s, _ = jnp.linalg.svd(r, full_matrices=False)
         values, vectors = s[:k] ** 2, dot(q, u[:, :k]).T
     return Eigen(values, vectors.reshape(k, *x.shape))
