@@ -106,7 +106,7 @@ class Folder:
         path, struct = self._path / name, self._layout[name]
         try:
             found = np.lib.format.open_memmap(path, "r")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy parses the header as Python, whose tokenizer raises too
             raise _damaged(path, str(error)) from None
         if (found.shape, found.dtype) != (struct.shape, struct.dtype):
             raise _damaged(path, f"it holds {found.shape} {found.dtype}")

@@ -210,6 +210,7 @@ def test_the_connection_has_no_torsion(name):
     np.testing.assert_allclose(one - two, bracket, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_geodesic_is_parallel_to_itself():
     """A field whose integral curve is the great circle turns nowhere."""
     case = CASES["linear"]

@@ -429,6 +429,7 @@ WALKS = {
 
 
 @pytest.mark.parametrize("name", WALKS)
+@pytest.mark.slow
 def test_reverse_mode_through_a_path(name):
     runner, options, rtol = WALKS[name]
     loss = end_of(runner, options)

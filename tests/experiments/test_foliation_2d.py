@@ -21,6 +21,7 @@ def smoke(tmp_path_factory, quick_compilation):
         return out, foliation_2d.run(config)
 
 
+@pytest.mark.slow
 def test_kernel_leaves_keep_p_and_data_leaves_do_not(smoke):
     _, results = smoke
     numbers = results["xor"]["gelu"]
@@ -29,6 +30,7 @@ def test_kernel_leaves_keep_p_and_data_leaves_do_not(smoke):
     assert numbers["data_leaf_change_of_p"]["largest"] > 0.5
 
 
+@pytest.mark.slow
 def test_singular_points_of_xor_include_the_saddle_in_the_middle(smoke):
     _, results = smoke
     points = np.asarray(results["xor"]["gelu"]["singular_points"])
@@ -36,6 +38,7 @@ def test_singular_points_of_xor_include_the_saddle_in_the_middle(smoke):
     assert np.linalg.norm(points, axis=1).min() < 1
 
 
+@pytest.mark.slow
 def test_p_changes_more_along_the_first_eigenvector(smoke):
     _, results = smoke
     numbers = results["circles"]["gelu"]
@@ -45,6 +48,7 @@ def test_p_changes_more_along_the_first_eigenvector(smoke):
     assert 0 < numbers["share_with_reversed_orientation"] < 1
 
 
+@pytest.mark.slow
 def test_pictures_are_written_and_results_are_numbers(smoke):
     out, _ = smoke
     assert set(json.loads((out / "results.json").read_text())) == {"xor", "circles"}

@@ -145,6 +145,7 @@ def test_it_says_whether_the_peak_is_the_best(peak, words):
     assert told.endswith(words) or words in told
 
 
+@pytest.mark.slow
 def test_the_command_compares_epochs(tmp_path):
     model = zoo.MLP((64, 8, 10), rngs=nnx.Rngs(0))
     config = zoo.TrainConfig(epochs=2, track_per_epoch=2, reference_size=16)
