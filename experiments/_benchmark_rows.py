@@ -36,7 +36,7 @@ from experiments._benchmark import (
 from experiments._benchmark_bench import Bench, torch_contender
 from foliax import fisher, zoo
 from foliax.zoo.train_config import make_optimizer
-from foliax.zoo.training import TrainState, train_step
+from foliax.zoo.train_step import TrainState, train_step
 
 Name = Literal[
     "batch", "batch_stock", "walk_1", "walk_64", "walk_256", "walk_stock", "kernel", "exact",

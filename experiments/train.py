@@ -21,7 +21,7 @@ from flax import nnx
 from experiments import dynamics, rank_table
 from experiments._common import provenance, write_json
 from experiments._report import write_report
-from experiments._run import running
+from experiments._run import mesh, running
 from foliax import zoo
 
 _LOOSE_IMAGES = 100
@@ -58,6 +58,8 @@ class Config:
         min_accuracy: Enough accuracy.
         chosen: The epoch, for the rule "epoch".
         seed: Seeds the initial weights and the order of the images.
+        devices: How many devices share every batch, whose size is a multiple of it; None for all
+            that JAX sees.
         out: Output folder.
     """
 
@@ -90,6 +92,7 @@ class Config:
     min_accuracy: float = 0.9
     chosen: int | None = None
     seed: int = 0
+    devices: int | None = 1
     out: Path = Path("out/train")
 
 
@@ -147,7 +150,7 @@ def run(config: Config) -> dict[str, Any]:
     data = zoo.load_dataset(config.dataset)
     model = network(config, data)
     seconds: dict[str, float] = {}
-    _, history = zoo.train(model, data, settings, out=config.out, seconds=seconds)
+    _, history = zoo.train(model, data, settings, out=config.out, seconds=seconds, mesh=mesh())
     judged = dynamics.Config(rule=config.rule, accuracy=config.min_accuracy, epoch=config.chosen)
     choice = dynamics.choose(history, judged)
     loose = _loose_ranks(data, history, config)
@@ -209,7 +212,7 @@ def _intro(
 def main() -> None:
     """Run from the command line."""
     config = tyro.cli(Config, description=__doc__)
-    with running("train", config.out):
+    with running("train", config.out, devices=config.devices):
         results = run(config)
     print(results["choice"]["reason"])
     print(f"report: {config.out / 'report.html'}")

@@ -84,7 +84,7 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
         A `jax.sharding.Mesh` with an automatic axis.
 
     Raises:
-        ValueError: If there are not so many devices.
+        ValueError: If there are not so many devices, or none are given.
 
     Example:
         >>> from foliax import sharding
@@ -102,6 +102,8 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
                 f"CPU, XLA_FLAGS=--xla_force_host_platform_device_count={devices} makes more"
             )
         devices = every[:devices]
+    elif not devices:
+        raise ValueError("devices must be one at least, got none; leave it out for all")
     return jax.make_mesh(
         (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=list(devices)
     )

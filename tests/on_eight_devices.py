@@ -5,6 +5,7 @@ many rows of its result each device holds.
 """
 
 import json
+import tempfile
 from functools import partial
 
 import jax
@@ -98,15 +99,72 @@ def main():
         "rows": rows(automatic),
     }
     told["compiled again"] = compilations(model, functions["walks"], mesh)
+    told |= trainings(data, mesh)
     print(json.dumps(told))
 
 
-def compilations(model, function, mesh):
-    """Return how often a second call with other weights compiles anything."""
+def trainings(data, mesh):
+    """Return what a training, and one that goes on on one device, differ from one device by."""
+    few = zoo.from_arrays(
+        "few",
+        (data.to_pixels(data.train_x[:64, 1:7, 1:7]), data.train_y[:64]),
+        (data.to_pixels(data.test_x[:21, 1:7, 1:7]), data.test_y[:21]),
+        class_names=data.class_names,
+    )
+    options = {"plan": (4, "pool"), "hidden": (), "padding": 1, "batch_norm": True}
+    settings = {"reference_size": 13, "track_per_epoch": 2, "momentum": 0.9}
+
+    def train(epochs, batch_size=16, **how):
+        config = zoo.TrainConfig(
+            epochs=epochs, optimizer="momentum", batch_size=batch_size, **settings
+        )
+        model = zoo.CNN((6, 6, 1), 10, **options, rngs=nnx.Rngs(0))
+        return zoo.train(model, few, config, progress=False, **how)
+
+    def weights(model):  # in one array: the bias before a normalisation is rounding alone
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model)])
+
+    one, history = train(2)
+    counted, marks = compiled(), []
+    many, watched = train(2, mesh=mesh, on_epoch=lambda *_: marks.append(len(counted)))
+    with tempfile.TemporaryDirectory() as folder:
+        train(1, mesh=mesh, out=folder)
+        resumed, _ = train(2, out=folder)
+    return {
+        "training": {
+            "difference": difference(weights(many), weights(one)),
+            "trace": difference(watched.trace_mean, history.trace_mean),
+            "devices": [len(leaf.sharding.device_set) for leaf in jax.tree.leaves(many)],
+            "whole": all(leaf.is_fully_replicated for leaf in jax.tree.leaves(many)),
+            "compiled again": marks[1] - marks[0],
+            "accuracy": [zoo.accuracy(one, few.test_x, few.test_y, mesh=m) for m in (mesh, None)],
+        },
+        "training of odd batches": refused(lambda: train(1, mesh=mesh, batch_size=12)),
+        "training that goes on": {"difference": difference(weights(resumed), weights(one))},
+    }
+
+
+def refused(call):
+    """Return why a call is refused."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def compiled():
+    """Return a list that grows with every compilation."""
     counted = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: counted.append(event) if "backend_compile" in event else None
     )
+    return counted
+
+
+def compilations(model, function, mesh):
+    """Return how often a second call with other weights compiles anything."""
+    counted = compiled()
     fn, inputs = function
     other = jax.tree.map(lambda leaf: leaf * 0.5, model)
     counted.clear()

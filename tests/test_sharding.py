@@ -72,6 +72,25 @@ def test_a_factor_is_cut_over_its_rows(told, name, rows):
     assert found["padding"] == 0
 
 
+@pytest.mark.parametrize("name", ["training", "training that goes on"])
+def test_devices_that_share_batches_train_as_one(told, name):
+    assert told[name]["difference"] <= TOLERANCE
+
+
+def test_every_device_has_the_weights(told):
+    found = told["training"]
+    assert set(found["devices"]) == {NUM_DEVICES}
+    assert found["whole"]
+    assert found["compiled again"] == 0
+    assert found["trace"] <= TOLERANCE
+    assert found["accuracy"][0] == found["accuracy"][1]
+
+
+def test_devices_must_share_a_batch_evenly(told):
+    words = "batch_size must be a multiple of the 8 devices that share a batch, got 12"
+    assert words in told["training of odd batches"]
+
+
 def test_other_weights_do_not_compile_again(told):
     assert told["compiled again"] == 0
 
@@ -96,6 +115,12 @@ alone = foliax.sweep(
     foliax.trace, model, data.test_x[:101], mesh=mesh, batch=40, progress=False
 )
 assert np.array_equal(found, again) and np.array_equal(found, alone)
+try:
+    zoo.train(model, data, zoo.TrainConfig(epochs=1), mesh=mesh, progress=False)
+except ValueError as error:
+    assert "mesh must be of the devices of this process" in str(error)
+else:
+    raise AssertionError("one process would write for two")
 np.save(f"{sys.argv[2]}{jax.process_index()}.npy", np.asarray(found))
 """
 
@@ -150,7 +175,7 @@ def test_without_the_environment_nothing_is_joined():
     assert sharding.initialize(one) is False
 
 
-@pytest.mark.parametrize("devices", [0, -1, 10_000, True])
+@pytest.mark.parametrize("devices", [0, -1, 10_000, True, []])
 def test_devices_that_are_not_there(devices):
     with pytest.raises(ValueError, match="devices must be"):
         sharding.mesh(devices)

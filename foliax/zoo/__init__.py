@@ -16,13 +16,14 @@ from foliax.zoo.data import (
     seed_downloads,
 )
 from foliax.zoo.data import load as load_dataset
+from foliax.zoo.evaluation import accuracy
 from foliax.zoo.foreign import load_torch
 from foliax.zoo.history import History, choose_epoch, describe_choice
 from foliax.zoo.named import circle_net, colour_cnn, vgg, xor_net
 from foliax.zoo.nets import CNN, MLP, average_pool, build, max_pool
 from foliax.zoo.shipped import load, load_metadata
 from foliax.zoo.train_config import PRESETS, TrainConfig
-from foliax.zoo.training import accuracy, train
+from foliax.zoo.training import train
 
 __all__ = [  # noqa: RUF022 (grouped by what they are for)
     # networks

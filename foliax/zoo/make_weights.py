@@ -15,9 +15,11 @@ from flax import nnx
 
 from foliax.zoo import checkpoints
 from foliax.zoo.data import Dataset, load_digits
-from foliax.zoo.history import History
+from foliax.zoo.evaluation import accuracy
+from foliax.zoo.history import History, choose_epoch
 from foliax.zoo.nets import MLP
-from foliax.zoo.training import TrainConfig, accuracy, choose_epoch, train
+from foliax.zoo.train_config import TrainConfig
+from foliax.zoo.training import train
 
 _MIN_ACCURACY = 0.9
 

@@ -4,53 +4,33 @@ The setting of Grementieri & Fioresi 2022 is the default: plain SGD at 0.01, bat
 epochs; the mean trace over reference images rises, then falls as the softmax saturates.
 """
 
-import functools
-import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
 from tqdm import tqdm
 
+from foliax import sharding
 from foliax._folders import alone
-from foliax.data_matrix import trace_and_rank
-from foliax.estimate import trace_estimate
 from foliax.zoo import checkpoints
 from foliax.zoo.data import Dataset
-from foliax.zoo.history import History, Recorder, choose_epoch
+from foliax.zoo.evaluation import accuracy, observe
+from foliax.zoo.history import History, Recorder
 from foliax.zoo.nets import BATCH_AXIS
 from foliax.zoo.train_config import TrainConfig, make_optimizer
-
-__all__ = ["TrainConfig", "TrainState", "accuracy", "choose_epoch", "train", "train_step"]
+from foliax.zoo.train_step import TrainState, train_step
 
 OnEpoch = Callable[[int, nnx.Module, History], Any]
-
-_PREDICT_BLOCK = 256
-_OBSERVE_NUMBERS = 2**16  # of the factors in memory at once, which bounds the block
-_OBSERVE_BLOCKS = (8, 64)  # the smallest and the largest: beyond, nothing is gained
-
-
-class TrainState(NamedTuple):
-    """What a step changes.
-
-    Attributes:
-        params: The trainable weights.
-        stats: Running statistics of batch normalisations; an empty state without any.
-        optimizer_state: What optax keeps.
-    """
-
-    params: Any
-    stats: Any
-    optimizer_state: Any
 
 
 class _Task(NamedTuple):
@@ -69,6 +49,7 @@ class _Task(NamedTuple):
     reference: Int[np.ndarray, " r"]
     recorder: Recorder
     seconds: MutableMapping[str, float]
+    mesh: Mesh | None
 
     def model(self, state: TrainState) -> nnx.Module:
         return nnx.merge(self.graphdef, state.params, state.stats, self.rest)
@@ -89,6 +70,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     progress: bool = True,
     seconds: MutableMapping[str, float] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[nnx.Module, History]:
     """Train a classifier by its cross-entropy, and record trace and rank of G on the way.
 
@@ -111,13 +93,18 @@ def train(
         progress: Whether to show a bar with loss, test accuracy, mean trace and mean rank.
         seconds: Where the time spent on "steps", "tracking", "evaluation" and "checkpoints" is
             added, compilation included.
+        mesh: Devices of this host that share every batch, each with the weights whole, see
+            `foliax.sharding`; None for one. Sums over a batch then come in another order: the
+            weights agree with those of one device up to rounding. A training may go on on
+            other devices than it began on.
 
     Returns:
         The trained model, in evaluation mode, and what was recorded.
 
     Raises:
-        ValueError: If the data set does not fill a batch, the model does not fit the data set, or
-            `out` holds another training.
+        ValueError: If the data set does not fill a batch, the model does not fit the data set, the
+            devices cannot share a batch evenly or are not all of this host, or `out` holds another
+            training.
         RuntimeError: If another run is training into `out`.
 
     Example:
@@ -130,10 +117,12 @@ def train(
         [0, 2, 5, 7, 9, 12, 14, 16, 18, 21, 23]
     """
     _check_fit(model, dataset, config)
+    _check_mesh(mesh, config)
     with nullcontext() if out is None else alone(out, "training.lock"):
         return _train(
-            model, dataset, config, out, on_epoch, progress, {} if seconds is None else seconds
-        )
+            model, dataset, config, out, on_epoch, progress,
+            {} if seconds is None else seconds, mesh,
+        )  # fmt: skip
 
 
 def _train(
@@ -144,11 +133,12 @@ def _train(
     on_epoch: OnEpoch | None,
     progress: bool,
     seconds: MutableMapping[str, float],
+    mesh: Mesh | None,
 ) -> tuple[nnx.Module, History]:
     """Go on from the newest checkpoint, epoch by epoch."""
     identity = _identity(dataset, config)
     found = None if out is None else _resume(out, model, identity, config.epochs)
-    task, state = _begin(model, dataset, config, found, seconds)
+    task, state = _begin(model, dataset, config, found, seconds, mesh)
     start = 0 if found is None else found.epoch
     if not start and config.track_per_epoch:
         _track(task, state, 0)
@@ -175,77 +165,6 @@ def _train(
     return task.model(state), task.recorder.history()
 
 
-def accuracy(model: Callable, images: ArrayLike, labels: ArrayLike) -> float:
-    """Return the share of images whose greatest logit is that of the label.
-
-    Args:
-        model: A pytree callable on one input (wrap a plain function in `jax.tree_util.Partial`).
-        images: (N, H, W, channels), normalised.
-        labels: (N,) integers.
-
-    Returns:
-        A number in [0, 1].
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> identity = jax.tree_util.Partial(lambda x: x)
-        >>> accuracy(identity, jnp.array([[1.0, 0.0], [2.0, 3.0]]), jnp.array([0, 0]))
-        0.5
-    """
-    predicted = _in_blocks(lambda x: _predict(model, x), _PREDICT_BLOCK, np.asarray(images))
-    return float(np.mean(predicted == np.asarray(labels)))
-
-
-# One compiled step, called from Python, and not a scan over steps: on CPU, XLA runs convolutions
-# inside a loop without its threaded kernels (seen: 8 to 10 times slower for the papers' network),
-# while a call costs 0.1 ms.
-@functools.partial(jax.jit, static_argnames=("graphdef", "optimizer", "trace_penalty"))
-def train_step(
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    rest: nnx.State,
-    images: Float[Array, "b ..."],
-    labels: Int[Array, " b"],
-    key: Array | None = None,
-    trace_penalty: float = 0.0,
-) -> tuple[TrainState, Float[Array, ""]]:
-    """Return the state after one step on a batch, and the loss before it, without the penalty.
-
-    A penalty needs a key, for the random signs that estimate the trace of G.
-    """
-
-    def mean_trace(params: nnx.State, key: Array) -> Float[Array, ""]:
-        model = nnx.merge(graphdef, params, state.stats, rest, copy=True)
-        model = nnx.view(model, raise_if_not_found=False, use_running_average=True)
-
-        def one(x: Array, key: Array) -> Array:
-            return trace_estimate(model, x, key, num_samples=2).value
-
-        return jnp.mean(jax.vmap(one)(images, jax.random.split(key, len(images))))
-
-    def loss_fn(params: nnx.State) -> tuple[Float[Array, ""], tuple[Array, nnx.State]]:
-        def one(x: Array) -> tuple[Array, nnx.State]:
-            model = nnx.merge(graphdef, params, state.stats, rest, copy=True)  # to be mutated here
-            return model(x), nnx.state(model, nnx.BatchStat)
-
-        # The new statistics are means over the batch: the same in every lane.
-        logits, stats = jax.vmap(one, axis_name=BATCH_AXIS, out_axes=(0, None))(images)
-        loss = jnp.mean(cross_entropy(logits, labels))
-        if key is None or not trace_penalty:
-            return loss, (loss, stats)
-        return loss + trace_penalty * mean_trace(params, key), (loss, stats)
-
-    (_, (loss, stats)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(params, stats, optimizer_state), loss
-
-
-cross_entropy: Final = optax.softmax_cross_entropy_with_integer_labels
-
-
 def shuffled(num_images: int, epoch: int, config: TrainConfig) -> Int[np.ndarray, "s b"]:
     """Return the batches of an epoch as indices; they depend on seed and epoch alone."""
     key = jax.random.fold_in(jax.random.key(config.seed), epoch)
@@ -266,6 +185,7 @@ def _begin(
     config: TrainConfig,
     found: checkpoints.Checkpoint | None,
     seconds: MutableMapping[str, float],
+    mesh: Mesh | None,
 ) -> tuple[_Task, TrainState]:
     """Return the task, and the state to go on from: that of the checkpoint, if there is one."""
     if found is not None:
@@ -277,6 +197,9 @@ def _begin(
     if found is not None:
         optimizer_state = checkpoints.with_leaves(optimizer_state, found.optimizer_state)
         history = History.from_dict(found.info["history"])
+    state = TrainState(params, stats, optimizer_state)
+    if mesh is not None:
+        state, rest = sharding.replicate((state, rest), mesh)
     # Data sets may come sorted by class: a fixed random choice, whatever the seed of the training.
     reference = np.random.default_rng(0).permutation(num_images)[: config.reference_size]
     task = _Task(
@@ -289,8 +212,9 @@ def _begin(
         np.sort(reference),
         Recorder(history),
         seconds,
+        mesh,
     )
-    return task, TrainState(params, stats, optimizer_state)
+    return task, state
 
 
 def _split(model: nnx.Module, **mode: bool) -> tuple[nnx.GraphDef, Any, Any, Any]:
@@ -308,6 +232,8 @@ def _run_epoch(task: _Task, state: TrainState, epoch: int, bar: tqdm) -> TrainSt
         with task.timed("steps"):
             for step, batch in enumerate(batches[start:stop], before + start):
                 x, y = data.train_x[batch], data.train_y[batch]
+                if task.mesh is not None:
+                    x, y = sharding.place((x, y), task.mesh)
                 state, loss = train_step(
                     task.training_graphdef, task.optimizer, state, task.rest, x, y,
                     _signs(config, step), config.trace_penalty,
@@ -320,7 +246,7 @@ def _run_epoch(task: _Task, state: TrainState, epoch: int, bar: tqdm) -> TrainSt
             bar.set_postfix(task.recorder.latest(), refresh=False)
         start = stop
     with task.timed("evaluation"):
-        reached = accuracy(task.model(state), data.test_x, data.test_y)
+        reached = accuracy(task.model(state), data.test_x, data.test_y, mesh=task.mesh)
     task.recorder.epoch(
         step=before + len(batches),
         train_loss=float(jnp.mean(jnp.stack(losses))),
@@ -339,43 +265,11 @@ def _signs(config: TrainConfig, step: int) -> Array | None:
 
 
 def _track(task: _Task, state: TrainState, step: int) -> None:
-    data, model = task.dataset, task.model(state)
+    data = task.dataset
     x, y = data.train_x[task.reference], data.train_y[task.reference]
-    least, most = _OBSERVE_BLOCKS
-    block = _OBSERVE_NUMBERS // (math.prod(data.shape) * data.num_classes)
     with task.timed("tracking"):
-        trace, rank, loss = _in_blocks(
-            lambda x, y: _observe(model, x, y), min(max(block, least), most), x, y
-        )
+        trace, rank, loss = observe(task.model(state), x, y, mesh=task.mesh)
     task.recorder.track(step=step, loss=loss, trace=trace, rank=rank, num_classes=data.num_classes)
-
-
-@jax.jit
-def _observe(model: nnx.Module, images: Array, labels: Array) -> tuple[Array, Array, Array]:
-    def one(x: Array, y: Array) -> tuple[Array, Array, Array]:
-        return *trace_and_rank(model, x), cross_entropy(model(x), y)
-
-    return jax.vmap(one)(images, labels)
-
-
-@jax.jit
-def _predict(model: Callable, images: Array) -> Int[Array, " b"]:
-    return jnp.argmax(jax.vmap(model)(images), axis=-1)
-
-
-def _in_blocks(function: Callable, block: int, *arrays: np.ndarray) -> Any:
-    """Apply a compiled function block by block, all of one size so that it compiles once."""
-    results = [function(*parts) for parts in _blocks(block, *arrays)]
-    whole = jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts]), *results)
-    return jax.tree.map(lambda values: values[: len(arrays[0])], whole)
-
-
-def _blocks(block: int, *arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    num = len(arrays[0])
-    count = -(-num // block)
-    # The last block is filled up from the start again; `_in_blocks` cuts the surplus off.
-    for index in np.resize(np.arange(num), (count, -(-num // count))):
-        yield tuple(array[index] for array in arrays)
 
 
 def _identity(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
@@ -434,4 +328,19 @@ def _check_fit(model: nnx.Module, dataset: Dataset, config: TrainConfig) -> None
         raise ValueError(
             f"model must map one image to {dataset.num_classes} logits, as {dataset!r} has classes,"
             f" got shape {logits.shape}"
+        )
+
+
+def _check_mesh(mesh: Mesh | None, config: TrainConfig) -> None:
+    if mesh is None:
+        return
+    if mesh.is_multi_process:
+        raise ValueError(
+            "mesh must be of the devices of this process, as one process writes the checkpoints, "
+            f"got devices of {jax.process_count()}"
+        )
+    if config.batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size must be a multiple of the {mesh.size} devices that share a batch, got "
+            f"{config.batch_size}; another batch size, or another mesh"
         )

@@ -11,9 +11,11 @@ import pytest
 from flax import nnx
 
 import foliax
-from foliax import zoo
-from foliax.zoo import train_config, training
+from foliax import sharding, zoo
+from foliax.zoo import evaluation, train_config, training
+from foliax.zoo.train_step import TrainState, train_step
 
+MESHES = (None, sharding.mesh(1))
 SMALL = {"learning_rate": 0.1, "reference_size": 20, "track_per_epoch": 3}
 
 
@@ -99,7 +101,15 @@ def test_tracked_numbers_are_those_of_the_geometry(trained, digits):
 
 def test_blocks_change_nothing():
     x = np.arange(11.0)
-    np.testing.assert_array_equal(training._in_blocks(lambda x: x + 1, 4, x), np.arange(1.0, 12.0))
+    found = evaluation.in_blocks(lambda model, x: model(x), lambda x: x + 1, 4, x, mesh=None)
+    np.testing.assert_array_equal(found, np.arange(1.0, 12.0))
+
+
+def test_one_device_of_a_mesh_is_one_device(few):
+    options = {"batch_size": 32, "track_per_epoch": 1, "reference_size": 8}
+    one, many = (run(few, 1, model=normalised(0), **options, mesh=mesh) for mesh in MESHES)
+    assert_same_weights(*(nnx.state(model) for model, _ in (one, many)))
+    np.testing.assert_array_equal(one[1].trace_mean, many[1].trace_mean)
 
 
 def test_model_given_is_not_changed(digits):
@@ -118,10 +128,10 @@ def test_no_tracking_leaves_the_rows_out(digits):
 
 def test_compiles_once_for_all_epochs(digits):
     sizes = []
-    before = training.train_step._cache_size()
+    before = train_step._cache_size()
 
     def count(*_):
-        sizes.append((training.train_step._cache_size(), training._observe._cache_size()))
+        sizes.append((train_step._cache_size(), evaluation._observe._cache_size()))
 
     run(digits, 3, batch_size=50, on_epoch=count)
     assert len(set(sizes)) == 1
@@ -459,10 +469,10 @@ def test_the_gradient_of_the_penalty_is_that_of_the_trace():
     graphdef, params, stats, rest = training._split(model)
     x, y = jnp.array([[0.3, -1.0, 0.5]]), jnp.array([1])
     optimizer = optax.sgd(1.0)
-    state = training.TrainState(params, stats, optimizer.init(params))
+    state = TrainState(params, stats, optimizer.init(params))
 
     def moved(key, penalty):
-        after, _ = training.train_step(graphdef, optimizer, state, rest, x, y, key, penalty)
+        after, _ = train_step(graphdef, optimizer, state, rest, x, y, key, penalty)
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(after.params)])
 
     keys = jax.random.split(jax.random.key(0), 4)
