@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Float
 
 import foliax
+from experiments import _run
 from experiments._common import predict
 from foliax import zoo
 from foliax.apps import attack
@@ -91,7 +92,8 @@ def fooling(runs: dict[str, Callable], model: Any, xs: Any, seed: int) -> dict[s
     """Run `foolers` on images, each image with a seed of its own, in one program an attack."""
     rows = np.asarray(xs), seeds_of(seed, len(xs))
     size = min(64, len(xs))
-    return {name: foliax.sweep(run, model, rows, batch=size, block=8) for name, run in runs.items()}
+    options: dict[str, Any] = {"batch": size, "block": 8, "mesh": _run.mesh()}
+    return {name: foliax.sweep(run, model, rows, **options) for name, run in runs.items()}
 
 
 def summary(found: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
@@ -164,7 +166,8 @@ def as_accurate(plain: Sequence[Hardened], accuracy: float) -> Hardened:
 
 def trace_numbers(model: Any, xs: Any) -> dict[str, float]:
     """Return mean and median of trace G over images."""
-    found = foliax.sweep(foliax.trace, model, np.asarray(xs[:_TRAIN_SHOWN]), progress=False)
+    shown = np.asarray(xs[:_TRAIN_SHOWN])
+    found = foliax.sweep(foliax.trace, model, shown, progress=False, mesh=_run.mesh())
     return {"mean": float(np.mean(found)), "median": float(np.median(found))}
 
 

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import foliax
+from experiments import _run
 from experiments._common import quartiles
 from foliax import leaf, zoo
 
@@ -96,7 +97,7 @@ def both(model: Any, x: Float[Array, "..."]) -> Routes:
 
 def over(function: Any, model: Any, xs: Any) -> Any:
     """Apply one of them to many images."""
-    return foliax.sweep(function, model, xs, batch=min(64, len(xs)), block=8)
+    return foliax.sweep(function, model, xs, batch=min(64, len(xs)), block=8, mesh=_run.mesh())
 
 
 def exactly(function: Any, model: Any, xs: Any) -> Any:

@@ -1,6 +1,7 @@
 """The ways to denoise by data leaves, and the same without a leaf, tuned on training images."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import foliax
+from experiments import _run
 from experiments._common import endings
 from experiments._denoise_classical import best, psnr
 from foliax.apps import denoise as app
@@ -56,10 +58,9 @@ class Flow(NamedTuple):
     def feet(self, model: Any, images: Images, **options: Any) -> app.Projected:
         """Return the feet of images on the leaves of their references."""
         flows = images.references.shape[0] * images.references.shape[1]
-        block = 1 if jax.default_backend() == "cpu" else flows
-        return app.project_many(
-            model, images.noisy, images.references, block=block, **self._asdict(), **options
-        )
+        block = 1 if _run.on_cpu() else flows
+        fn = partial(app.project_many, block=block, **self._asdict(), **options)
+        return _run.in_parts(fn, model, images.noisy, images.references)
 
 
 def without_leaf(case: Case, dataset: Any) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """What is said of many explanations: which classes are nearest, by which distance, and to whom."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,32 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
-from tqdm import tqdm
 
 import foliax
+from experiments import _run
 from experiments._common import predict, quartiles
 from experiments._judge import Judge
 from foliax.apps import explain
 
-_AT_ONCE = 8  # images between two strokes of the progress bar
-
 
 def explain_images(model: Any, xs: Any, *, step: float, max_steps: int) -> Any:
     """Explain many images, to numpy."""
-    block = 1 if jax.default_backend() == "cpu" else _AT_ONCE * 10
-    size = min(_AT_ONCE, len(xs))
-    padded = np.concatenate([xs, np.repeat(xs[-1:], -len(xs) % size, axis=0)])
-    bar = tqdm(range(0, len(padded), size), desc="images", leave=False, dynamic_ncols=True)
-    parts = [
-        jax.tree.map(
-            np.asarray,
-            explain.explanations(
-                model, padded[i : i + size], step=step, max_steps=max_steps, block=block
-            ),
-        )
-        for i in bar
-    ]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(xs)], *parts)
+    block = 1 if _run.on_cpu() else len(xs) * 10
+    fn = partial(explain.explanations, step=step, max_steps=max_steps, block=block)
+    return _run.in_parts(fn, model, xs)
 
 
 def orders(found: Any) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 import foliax
-from experiments import _noise
+from experiments import _noise, _run
 from experiments._common import predict, quartiles
 from experiments._judge import Judge
 from foliax.apps import generate
@@ -132,33 +133,40 @@ def make(model: Any, dataset: Any, task: Task, config: Config) -> dict[str, Made
     floor = config.keep * np.asarray(_p_label(model, xs, labels))
     size, flat = xs[0].size, dataset.num_classes - 1
     length = config.length * float(np.mean(task.spread[task.labels]))
-    keys = jax.random.split(key, len(xs))
+    seeds = jax.random.key_data(jax.random.split(key, len(xs)))
     common: dict[str, Any] = {"num_steps": config.num_steps, "save_every": config.num_steps}
-    ways = {
-        "leaf": ({"threshold": floor}, length**2 / flat),
-        "leaf_free": ({"threshold": 0.0}, length**2 / flat),
-        "kernel": (
-            {"threshold": floor, "along": "kernel", "box": dataset.box}, length**2 / (size - flat),
-        ),
-    }  # fmt: skip
+    ways: dict[str, tuple[Any, float, dict[str, Any]]] = {
+        "leaf": (floor, length**2 / flat, {}),
+        "leaf_free": (0 * floor, length**2 / flat, {}),
+        "kernel": (floor, length**2 / (size - flat), {"along": "kernel", "box": dataset.box}),
+    }
     found = {}
     bar = tqdm(total=len(MADE), leave=False, dynamic_ncols=True)
-    for name, (options, time) in ways.items():
+    for name, (least, time, options) in ways.items():
         bar.set_description(LABELS[name])
-        found[name] = generate.diffusions(model, xs, keys, time, labels=labels, **options, **common)
-        jax.block_until_ready(found[name])
+        fn = partial(_diffused, time=time, **options, **common)
+        found[name] = _run.in_parts(fn, model, xs, seeds, labels, least)
         bar.update()
     bar.set_description(LABELS["walk"])
-    found["walk"] = generate.approaches(
-        model, xs, targets, labels=labels, threshold=floor, step=config.step,
-        max_steps=config.walk_steps, save_every=config.walk_steps, stall=1e-2,
-        block=1 if jax.default_backend() == "cpu" else len(xs),  # walks differ much in length
+    fn = partial(
+        _approached, step=config.step, max_steps=config.walk_steps, save_every=config.walk_steps,
+        stall=1e-2, block=1 if _run.on_cpu() else len(xs),  # walks differ much in length
     )  # fmt: skip
+    found["walk"] = _run.in_parts(fn, model, xs, targets, labels, floor)
     made = {name: Made(np.asarray(motion.end), motion) for name, motion in found.items()}
     bar.close()
     made |= _baselines(xs, targets, made, key)
     shape = (len(starts), count, *starts.shape[1:])
     return {name: one._replace(images=one.images.reshape(shape)) for name, one in made.items()}
+
+
+def _diffused(model: Any, xs: Any, seeds: Any, labels: Any, floor: Any, **options: Any) -> Any:
+    keys = jax.random.wrap_key_data(seeds)
+    return generate.diffusions(model, xs, keys, labels=labels, threshold=floor, **options)
+
+
+def _approached(model: Any, xs: Any, targets: Any, labels: Any, floor: Any, **options: Any) -> Any:
+    return generate.approaches(model, xs, targets, labels=labels, threshold=floor, **options)
 
 
 def _baselines(xs: Any, targets: Any, made: Mapping[str, Made], key: Any) -> dict[str, Made]:
@@ -259,7 +267,8 @@ def gain(measured: Mapping[str, Any], over: str = "noise") -> dict[str, float]:
 
 def trace(model: Any, xs: Any) -> float:
     """Return the mean trace of G at images."""
-    return float(np.mean(foliax.sweep(foliax.trace, model, np.asarray(xs), progress=False)))
+    found = foliax.sweep(foliax.trace, model, np.asarray(xs), progress=False, mesh=_run.mesh())
+    return float(np.mean(found))
 
 
 def _flat(images: Any) -> np.ndarray:

@@ -10,12 +10,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+from experiments import _run
 from foliax.apps import ood
 
 FAMILIES = {
@@ -27,7 +30,6 @@ FAMILIES = {
 }
 AT_X = ("trace", "largest_eigenvalue", "effective_rank")
 _LOGGED = ("trace", "largest_eigenvalue", "metric_length")  # of many orders of magnitude
-CHUNK = 64  # images between two moves of the progress bar
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def scores(leaf: Leaf, xs: np.ndarray, tell: Callable[[str], None]) -> dict[str,
 def _over(
     leaf: Leaf, xs: np.ndarray, family: str, references: ood.References, *, feet: bool
 ) -> dict[str, np.ndarray]:
-    kept = _scored(leaf, xs, lambda _: (references, None), feet=feet)
+    fn = partial(_against_all, references=references, **_options(leaf, feet=feet))
+    kept = _named(_run.in_parts(fn, leaf.model, xs))
     found = {name: kept[name] for name in AT_X}
     for name, values in kept.items():
         if name not in AT_X:
@@ -164,43 +167,32 @@ def _logits(model: Any, xs: Any) -> jax.Array:
 
 def _one(leaf: Leaf, xs: np.ndarray, family: str, points: np.ndarray) -> dict[str, np.ndarray]:
     """Score each image by its own reference."""
-
-    def prepared(places: np.ndarray) -> tuple[ood.References, np.ndarray]:
-        return ood.prepare(leaf.model, points[places]), np.arange(CHUNK)[:, None]
-
-    kept = _scored(leaf, xs, prepared, feet=leaf.flow.feet)
-    named = {name: values for name, values in kept.items() if name not in AT_X}
-    return {f"{name}[{family}]": values[:, 0] for name, values in named.items()}
+    fn = partial(_against_own, **_options(leaf, feet=leaf.flow.feet))
+    kept = _named(_run.in_parts(fn, leaf.model, xs, points))
+    return {f"{name}[{family}]": v[:, 0] for name, v in kept.items() if name not in AT_X}
 
 
-def _scored(
-    leaf: Leaf,
-    xs: np.ndarray,
-    prepared: Callable[[np.ndarray], tuple[ood.References, np.ndarray | None]],
-    *,
-    feet: bool,
-) -> dict[str, np.ndarray]:
-    """Score in chunks of one size, so that one program serves all; references stay apart.
+def _against_all(model: Any, xs: Any, *, references: ood.References, **options: Any) -> ood.Scores:
+    return ood.scores(model, xs, references, **options)
 
-    Args:
-        leaf: How feet are found.
-        xs: The images.
-        prepared: From places of images to their references, and which of them each has.
-        feet: Whether feet are found.
-    """
+
+def _against_own(model: Any, xs: Any, points: Any, **options: Any) -> ood.Scores:
+    places = jnp.arange(len(xs))[:, None]
+    return ood.scores(model, xs, ood.prepare(model, points), choice=places, **options)
+
+
+def _options(leaf: Leaf, *, feet: bool) -> dict[str, Any]:
+    """Return the options of `ood.scores` by which references stay apart."""
     options: dict[str, Any] = {"feet": feet, "reduce": "none", "block": 1 if feet else 4}
     if feet:
         flow = leaf.flow
         options |= {"step": flow.step, "max_steps": flow.max_steps, "stall": flow.stall}
-    parts = []
-    for start in range(0, len(xs), CHUNK):
-        places = np.resize(np.arange(start, min(start + CHUNK, len(xs))), CHUNK)
-        references, choice = prepared(places)
-        part = ood.scores(leaf.model, xs[places], references, choice=choice, **options)
-        parts.append(jax.tree.map(np.asarray, part))
-    whole = jax.tree.map(lambda *values: np.concatenate(values)[: len(xs)], *parts)
+    return options
+
+
+def _named(found: ood.Scores) -> dict[str, np.ndarray]:
     return {
         name: np.log(np.maximum(values, np.finfo(np.float32).tiny)) if name in _LOGGED else values
-        for name, values in whole._asdict().items()
+        for name, values in found._asdict().items()
         if values is not None and name != "status"
     }

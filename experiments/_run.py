@@ -1,19 +1,33 @@
-"""One run of a script: its output folder, its devices, and what it says when it cannot go on."""
+"""One run of a script: its output folder, its devices, and what it says when it cannot go on.
 
+`in_parts` is how scripts run many paths: cut over the devices, and kept in the output folder part
+by part, so that a run that was stopped, at any moment, goes on where it was.
+"""
+
+import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.tree_util import Partial
 
+import foliax
 from foliax import sharding
+from foliax._fingerprint import digest_arrays, spelled
 from foliax._folders import Busy, alone
 
 _MESH: ContextVar[Any] = ContextVar("mesh", default=None)
+_KEPT: ContextVar[Path | None] = ContextVar("kept", default=None)
+_PARTS = 16  # of a population, between which a run may be stopped without loss
 
 
 @contextmanager
@@ -41,7 +55,11 @@ def running(
                 f"it runs in one process, got JAX_NUM_PROCESSES={jax.process_count()}; --devices "
                 "shares the devices of one host"
             )
-        with _over(devices), _aside() if jax.process_index() else _held(out) as folder:
+        with (
+            _over(devices),
+            _aside() if jax.process_index() else _held(out) as folder,
+            nullcontext() if several else _keeping(folder / ".parts"),
+        ):
             yield folder
     except (Busy, ImportError, OSError, ValueError) as error:
         raise SystemExit(f"{name}: {error}") from error
@@ -50,6 +68,75 @@ def running(
 def mesh() -> Any:
     """Return the mesh that populations are shared on; None for one device."""
     return _MESH.get()
+
+
+def in_parts(fn: Any, model: Any, *stacked: Any) -> Any:
+    """Return fn(model, *stacked) for many rows, in parts that all devices of the run share.
+
+    Args:
+        fn: A pure function of the model and stacked inputs to stacked results, row by row, e.g.
+            `partial(foliax.walks, block=1)`. Its arrays may be bound by `partial`.
+        model: The classifier.
+        *stacked: Arrays of N rows each.
+
+    Returns:
+        What fn returns for all rows, as NumPy's.
+    """
+    if isinstance(fn, partial):  # a pytree, whose arrays count
+        fn = Partial(fn.func, *fn.args, **fn.keywords)
+    shared, count = mesh(), len(stacked[0])
+    devices = 1 if shared is None else shared.size
+    parts = devices * (max(1, _PARTS // devices) if on_cpu() else 1)
+    size = -(-count // min(count, parts))
+    cut = tuple(_cut(np.asarray(rows), size) for rows in stacked)
+    found = foliax.sweep(
+        fn, model, cut, batch=devices, block=1, mesh=shared,
+        out=_folder(fn, model, cut, devices), progress=len(cut[0]) > 1,
+    )  # fmt: skip
+    return jax.tree.map(lambda leaf: np.array(leaf).reshape(-1, *leaf.shape[2:])[:count], found)
+
+
+def on_cpu() -> bool:
+    """Tell whether paths are best run one by one: on a CPU one alone is as fast."""
+    return jax.default_backend() == "cpu"
+
+
+def _cut(rows: np.ndarray, size: int) -> np.ndarray:
+    """Cut rows in parts of one size; the last row fills up."""
+    missing = -len(rows) % size
+    rows = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+    return rows.reshape(-1, size, *rows.shape[1:])
+
+
+def _folder(fn: Any, model: Any, cut: Any, devices: int) -> Path | None:
+    """Return where these parts are kept: one folder for the same work, whatever asks for it."""
+    kept = _KEPT.get()
+    if kept is None:
+        return None
+    versions = [metadata.version(package) for package in ("foliax", "jax")]
+    said = f"{spelled(fn)} {digest_arrays((fn, model, cut))} {devices} {versions}"
+    return kept / hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _keeping(folder: Path) -> Iterator[None]:
+    """Keep parts in a folder, which goes when the run has come to its end."""
+    token = _KEPT.set(folder)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def keeping_nothing() -> Iterator[None]:
+    """Have parts computed anew, as where they are timed."""
+    token = _KEPT.set(None)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 import foliax
+from experiments import _run
 from experiments._common import quartiles
 from experiments._ood_baselines import outputs, penultimate
 from experiments._transfer_sets import OWN, Labelled
@@ -86,7 +87,9 @@ def measure(
     for name, labelled in bar:
         bar.set_postfix_str(name)
         xs = labelled.test_x[:images]
-        values = foliax.sweep(_spectrum, model, xs, batch=min(_BATCH, images), progress=False)
+        values = foliax.sweep(
+            _spectrum, model, xs, batch=min(_BATCH, images), progress=False, mesh=_run.mesh()
+        )
         layer, raw, *random = (
             retrained(
                 outputs(function, labelled.train_x),

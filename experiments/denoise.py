@@ -260,7 +260,7 @@ def main() -> None:
     """Run from the command line, and print the tables."""
     command = tyro.cli(Command, prog="python -m experiments.denoise", description=__doc__)
     begun = time.perf_counter()
-    with running("denoise", command.out):
+    with running("denoise", command.out, devices=command.devices):
         found = measure_command(command)
         _command.write(command, found, time.perf_counter() - begun, "Denoising by data leaves")
     print((command.out / "report.md").read_text(encoding="utf-8"))

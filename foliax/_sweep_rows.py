@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
+from foliax._fingerprint import has_keys
+
 
 @dataclass(frozen=True)
 class Source:
@@ -124,11 +126,6 @@ class Rows:
                 stop = min(start + batch, self.count)
                 digest.update(source.read(start, stop).tobytes())
         return f"{'all rows' if whole else 'first and last batch'}, sha256 {digest.hexdigest()}"
-
-
-def has_keys(leaf: Any) -> bool:
-    """Tell an array of random keys, which NumPy does not have, from one of numbers."""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def _row_struct(first: np.ndarray, name: str) -> jax.ShapeDtypeStruct:

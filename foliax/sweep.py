@@ -24,10 +24,11 @@ from jaxtyping import Array, Int
 from tqdm import tqdm
 
 from foliax import sharding
+from foliax._fingerprint import digest_arrays, name_of, spelled
 from foliax._inputs import check_count, is_traced
 from foliax._sweep_files import Folder, held
 from foliax._sweep_hosts import FolderOfHosts
-from foliax._sweep_rows import Rows, has_keys
+from foliax._sweep_rows import Rows
 from foliax._types import Count
 
 __all__ = ["sweep"]
@@ -243,10 +244,11 @@ class _Task:
         bar = tqdm(
             total=self.rows.count,
             initial=store.done,
-            desc=_name(self.fn).rpartition(".")[2],
+            desc=name_of(self.fn).rpartition(".")[2],
             unit="input",
             dynamic_ncols=True,
             disable=not progress,
+            leave=None,  # a bar inside another one goes when it is done
         )
         with bar:
             for start in range(store.done, self.rows.count, self.batch):
@@ -267,10 +269,10 @@ class _Task:
         rows = self.rows.blank(*self.cut())
         program = _program.lower(self.fn, self.model, rows, jnp.asarray(0, jnp.int32)).as_text()
         return {
-            "fn": _spelled(self.fn),
+            "fn": spelled(self.fn),
             "program of fn": hashlib.sha256(program.encode()).hexdigest(),
-            "model": _name(self.model),
-            "weights": _digest_arrays((self.fn, self.model)),
+            "model": name_of(self.model),
+            "weights": digest_arrays((self.fn, self.model)),
             "inputs": self.rows.described(),
             "contents of inputs": self.rows.digest(self.batch),
             "results": {name: f"{s.shape} {s.dtype}" for name, s in self.layout.items()},
@@ -328,32 +330,3 @@ def _file_names(paths: list[Any]) -> list[str]:
     if len({name.casefold() for name in names}) < len(names):  # two keys that are spelled alike
         names = [f"{name}.{index}" for index, name in enumerate(names)]
     return [f"{name}.npy" for name in names]
-
-
-# --- what tells sweeps apart ----------------------------------------------------------------------
-
-
-def _name(thing: Any) -> str:
-    """Return the qualified name of a function, or of the class of what is none."""
-    inner = thing.func if isinstance(thing, partial) else thing
-    named = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _spelled(value: Any) -> str:
-    """Write a function and its bound options so that another process writes them alike."""
-    if isinstance(value, partial):
-        options = [f"{key}={_spelled(option)}" for key, option in sorted(value.keywords.items())]
-        return f"{_name(value)}({', '.join([*map(_spelled, value.args), *options])})"
-    if eqx.is_array(value):
-        return f"{value.dtype}{list(value.shape)}"
-    return _name(value) if callable(value) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _digest_arrays(tree: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in filter(eqx.is_array, jax.tree.leaves(tree)):
-        numbers = np.asarray(jax.random.key_data(leaf) if has_keys(leaf) else leaf)
-        digest.update(f"{numbers.dtype}{numbers.shape}".encode())
-        digest.update(numbers.tobytes())
-    return digest.hexdigest()

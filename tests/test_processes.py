@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -49,6 +50,14 @@ def finish(process, returncode=0):
     return said
 
 
+def walked(out, *more):
+    """Return the command line of a small population on the digits, of 16 parts by each scheme."""
+    return (
+        "-m", "experiments.data_leaf", "--pairs", 16, "--steps", 10, "--save-every", 5,
+        "--out", out, *more,
+    )  # fmt: skip
+
+
 def claims(out, *more):
     """Return the command line of two small populations on the digits."""
     return (
@@ -71,43 +80,64 @@ def contents(folder):
 def whole(tmp_path_factory):
     """Return the folder of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole")
-    finish(start(*claims(out)))
+    finish(start(*walked(out)))
     return out
 
 
-def test_a_killed_population_goes_on_and_ends_with_the_same_bytes(whole, tmp_path):
-    killed = start(*claims(tmp_path))
-    first, last = (tmp_path / "cells" / "digits_mlp" / f"{claim}.json" for claim in ("S6", "S3"))
+@contextmanager
+def stopped(process, when):
+    """Stop a process as soon as something is so, and kill it in the end."""
     try:
         end = time.monotonic() + DEADLINE
-        while not first.exists() and killed.poll() is None and time.monotonic() < end:
-            time.sleep(0.01)
-        killed.send_signal(signal.SIGSTOP)
-        assert first.exists()
-        assert not last.exists()
-        said = finish(start(*claims(tmp_path)), returncode=1)  # while the first holds the folder
-        assert f"claims: out='{tmp_path}' is being written by another run" in said
-        assert "Traceback" not in said
+        while not when() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)
+        assert when()
+        yield
     finally:
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_population_goes_on_and_ends_with_the_same_bytes(whole, tmp_path):
+    def begun():
+        return any(
+            json.loads(journal.read_text())["done"]
+            for journal in (tmp_path / ".parts").glob("*/sweep.json")
+        )
+
+    with stopped(start(*walked(tmp_path)), begun):
+        assert not (tmp_path / "results.json").exists()
+        said = finish(start(*walked(tmp_path)), returncode=1)  # while the first holds the folder
+        assert f"data_leaf: out='{tmp_path}' is being written by another run" in said
+        assert "Traceback" not in said
+    finish(start(*walked(tmp_path)))
+    assert contents(tmp_path) == contents(whole)  # and no parts any more
+
+
+@pytest.mark.slow
+def test_a_killed_table_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    out = tmp_path / "killed"
+    first, last = (out / "cells" / "digits_mlp" / f"{claim}.json" for claim in ("S6", "S3"))
+    with stopped(start(*claims(out)), first.exists):
+        assert not last.exists()
     written = first.stat().st_mtime_ns
-    finish(start(*claims(tmp_path)))
+    finish(start(*claims(out)))
     assert first.stat().st_mtime_ns == written  # not measured again
-    assert contents(tmp_path) == contents(whole)
+    finish(start(*claims(tmp_path / "whole")))
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_full_disk_leaves_what_was_written(whole):
     before = contents(whole)
     largest = 20_000  # bytes of a file; pictures have more
-    limited = start("-c", LIMITED, largest, *claims(whole, "--seed", 1)[1:])
+    limited = start("-c", LIMITED, largest, *walked(whole, "--seed", 1)[1:])
     said = finish(limited, returncode=1)
-    assert "claims: [Errno 27] File too large" in said
+    assert "data_leaf: [Errno 27] File too large" in said
     assert "Traceback" not in said
     after = contents(whole)
-    kept = {name for name in before if name.endswith(("results.json", "table.md", "claims.png"))}
-    assert len(kept) == 3
+    kept = {"results.json", "paths.json", "report.html", "leaf.png"}
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     for name, text in after.items():
         if name.endswith(".json"):

@@ -1,0 +1,94 @@
+"""One run of a script: its populations in parts, kept until it has come to its end."""
+
+import json
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _run
+from experiments._run import in_parts, keeping_nothing, running
+from foliax import zoo
+from foliax.apps import generate
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def scaled(model, xs, shifts, *, scale):
+    return {"value": scale * xs @ model + shifts, "xs": xs}
+
+
+FN = partial(scaled, scale=np.float32(2))
+MODEL = jnp.arange(3.0, dtype=jnp.float32)
+
+
+def rows(count):
+    rng = np.random.default_rng(count)
+    return rng.normal(size=(count, 3)).astype(np.float32), np.arange(count, dtype=np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 37])
+def test_parts_make_the_whole(count):
+    found, whole = in_parts(FN, MODEL, *rows(count)), FN(MODEL, *map(jnp.asarray, rows(count)))
+    assert isinstance(found["value"], np.ndarray)
+    for name, values in whole.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+
+
+def journals(out):
+    return sorted((out / ".parts").glob("*/sweep.json"))
+
+
+def test_parts_are_kept_until_the_run_ends(tmp_path):
+    with running("test", tmp_path):
+        found = in_parts(FN, MODEL, *rows(20))
+        assert len(journals(tmp_path)) == 1
+        in_parts(FN, MODEL, *rows(20))  # the same again, of other weights, and of another constant
+        assert len(journals(tmp_path)) == 1
+        in_parts(FN, 2 * MODEL, *rows(20))
+        in_parts(partial(scaled, scale=np.float32(3)), MODEL, *rows(20))
+        assert len(journals(tmp_path)) == 3
+        with keeping_nothing():
+            in_parts(FN, 5 * MODEL, *rows(20))
+        assert len(journals(tmp_path)) == 3
+    assert not (tmp_path / ".parts").exists()
+    np.testing.assert_allclose(found["value"], 2 * rows(20)[0] @ np.arange(3) + rows(20)[1], 1e-5)
+
+
+def test_a_run_that_was_stopped_does_not_repeat_its_parts(tmp_path):
+    found = []
+
+    def stopped():
+        with running("test", tmp_path):
+            found.append(in_parts(FN, MODEL, *rows(20)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    (journal,) = journals(tmp_path)
+    assert json.loads(journal.read_text())["done"] == 10  # parts of two rows
+    written = journal.stat().st_mtime_ns
+    with running("test", tmp_path):
+        again = in_parts(FN, MODEL, *rows(20))
+        assert journals(tmp_path) == [journal]
+        assert journal.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(found[0]["value"], again["value"])
+
+
+def test_without_a_run_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    in_parts(FN, MODEL, *rows(3))
+    assert not list(tmp_path.iterdir())
+    assert _run.mesh() is None
+
+
+def test_motions_run_in_parts():
+    model, data = zoo.load("digits_mlp"), zoo.load_digits()
+    fn = partial(
+        generate.approaches, step=0.2, max_steps=10, save_every=10, stall=1e-2, threshold=0.1
+    )
+    xs, targets = np.asarray(data.test_x[:3]), np.asarray(data.test_x[3:6])
+    found, whole = in_parts(fn, model, xs, targets), fn(model, xs, targets)
+    np.testing.assert_allclose(found.end, whole.end, atol=1e-6)
+    np.testing.assert_array_equal(found.status, whole.status)
