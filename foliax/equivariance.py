@@ -1,6 +1,6 @@
 """Does the geometry move with the input: how far a model is from G(gx) = g G(x) gᵀ.
 
-Where the logits are invariant under an isometry g of input space, G moves with it, and g maps
+Where the logits are invariant under an isometry g of input space, G(gx) = dg G(x) dgᵀ, and g maps
 leaves to leaves. Averaging logits over a finite group of isometries makes any model invariant.
 
     from foliax import equivariance
@@ -72,14 +72,14 @@ SYMMETRIES: Final = QUARTER_TURNS + tuple(map(_mirrored, QUARTER_TURNS))
 
 
 class Defect(NamedTuple):
-    """How far the geometry at gx is from that at x, moved by g. All are 0 for an invariant model.
+    """How far the geometry at gx is from that at x, moved by dg. All are 0 for an invariant model.
 
     Attributes:
-        matrix: ‖G(gx) − g G(x) gᵀ‖ / max(‖G(gx)‖, ‖G(x)‖), Frobenius norms; 0 where both are 0.
-        leaf: ‖P(gx) − g P(x) gᵀ‖ / √(dim D(gx) + dim D(x)), P the projectors on D: in [0, 1], and 1
-            where the two are orthogonal.
+        matrix: ‖G(gx) − dg G(x) dgᵀ‖ / max(‖G(gx)‖, ‖G(x)‖), Frobenius norms; 0 where both are 0.
+        leaf: ‖P(gx) − dg P(x) dgᵀ‖ / √(dim D(gx) + dim D(x)), P the projectors on D: in [0, 1],
+            1 where the two are orthogonal.
         probabilities: Largest |p_i(gx) − p_i(x)|.
-        stretch: Largest relative change by g of the length of a frame vector of D(x): rounding for
+        stretch: Largest relative change by dg of the length of a frame vector of D(x): rounding for
             an isometry, and the others mean little where it is not.
     """
 
@@ -151,8 +151,8 @@ def defect(
     Args:
         model: Callable pytree from one input to C logits.
         x: One input, in the model's units.
-        transformation: g, a linear isometry: a function from an input to one of its shape, e.g.
-            `mirror` or `quarter_turn` (of a square image).
+        transformation: g, an isometry: a differentiable function from an input to one of its
+            shape, e.g. `mirror`, `quarter_turn` (of a square image) or lambda x: 1 - x.
         likelihood: The output distribution.
         chunk: How many rows are pulled back at once; None for all.
 
@@ -176,13 +176,13 @@ def defect(
         True
     """
     x = as_point(x)
-    moved = _checked(transformation, x)
+    moved, push = _linearized(transformation, x)
     options: dict[str, Any] = {"likelihood": likelihood, "chunk": chunk}
     here, there = (factor(model, at, **options) for at in (x, moved))
     vectors, targets = (frame(model, at, **options) for at in (x, moved))
-    # g is linear: rows of A and of the frame are tangent vectors, and move by g itself.
-    turned = _moved(transformation, here.reshape(-1, *x.shape))
-    carried = _moved(transformation, vectors.vectors)
+    # Rows of A and of the frame are tangent vectors: dg moves them.
+    turned = push(here.reshape(-1, *x.shape))
+    carried = push(vectors.vectors)
     sizes = [jnp.linalg.norm(dot(a, a.T)) for a in (turned, there)]
     dimensions = jnp.sum(vectors.mask) + jnp.sum(targets.mask)
     leaf = _difference(carried, targets.vectors.reshape(len(carried), -1))
@@ -197,23 +197,23 @@ def defect(
     )
 
 
-def _checked(transformation: Transformation, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _linearized(
+    transformation: Transformation, x: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Callable[[Float[Array, "r ..."]], Float[Array, "r n"]]]:
+    """Return gx, and dg at x on rows of tangent vectors."""
     if not callable(transformation):
         raise ValueError(
             "transformation must be a function from an input to one of its shape, as "
             f"equivariance.mirror, got {type(transformation).__name__}"
         )
-    moved = as_point(transformation(x), name="transformation(x)")
+    moved, push = jax.linearize(transformation, x)
+    moved = as_point(moved, name="transformation(x)")
     if moved.shape != x.shape:
         raise ValueError(
             f"transformation must keep the shape of x, {x.shape}, got {moved.shape}; a quarter "
             "turn needs a square image"
         )
-    return moved
-
-
-def _moved(transformation: Transformation, rows: Float[Array, "r ..."]) -> Float[Array, "r n"]:
-    return jax.vmap(transformation)(rows).reshape(len(rows), -1)
+    return moved, lambda rows: jax.vmap(push)(rows).reshape(len(rows), -1)
 
 
 def _difference(a: Float[Array, "r n"], b: Float[Array, "r n"]) -> Float[Array, ""]:

@@ -151,26 +151,40 @@ def energy(
     return squares.size * jnp.sum(squares) / 2
 
 
-def distance(model: Model, x: ArrayLike, y: ArrayLike) -> Float[Array, ""]:
-    """Return 2 arccos Σ_i √(p_i q_i), the distance of p = p(x) and q = p(y) in the simplex.
+def distance(
+    model: Model,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    method: GeodesicMethod = "sphere",
+    num_steps: Count = 64,
+    solver: diffrax.AbstractSolver = diffrax.Heun(),  # noqa: B008
+) -> Float[Array, ""]:
+    """Return how far apart x and y are in G's metric: how long the geodesic between them is.
 
-    Where rank G = C − 1 it is the distance in G's metric of points of one leaf that are not far
-    apart: a local isometry says nothing of leaves that fold over the simplex. Where the rank is
-    lower it is a lower bound. Never above π, and 0 for points of one kernel leaf. Computed as
-    4 arcsin(½ |√p − √q|) from differences of the logits, accurate also where x is near y and where
-    p is saturated.
+    - `"sphere"`: 2 arccos Σ_i √(p_i q_i), the distance of p = p(x) and q = p(y) in the simplex.
+      Where rank G = C − 1 it is the distance of points of one leaf that are not far apart: a local
+      isometry says nothing of leaves that fold over the simplex. Where the rank is lower it is a
+      lower bound. Never above π, and 0 for points of one kernel leaf. Computed as
+      4 arcsin(½ |√p − √q|) from differences of the logits, accurate also where x is near y and
+      where p is saturated.
+    - `"connection"`: the length of `geodesic` by that method, at any constant rank.
 
     Args:
-        model: Callable pytree from one input to C logits.
+        model: Callable pytree from one input to C logits; for "connection" twice differentiable.
         x: One input, in the model's units.
         y: Another, of x's shape.
+        method: "sphere" or "connection".
+        num_steps: Of "connection", as in `geodesic`.
+        solver: Likewise.
 
     Returns:
-        A scalar in [0, π], in √nats; ½ of its square is KL(q ‖ p) to leading order. Its gradient at
-        y = x, where it has none, is 0.
+        A scalar, in √nats; ½ of its square is KL(q ‖ p) to leading order. By "sphere" in [0, π],
+        its gradient at y = x, where it has none, 0; by "connection" NaN where the geodesic has not
+        arrived, as where the leaf of x does not reach the probabilities of y.
 
     Raises:
-        ValueError: If x or y is not an input of the model.
+        ValueError: If x or y is not an input of the model, or for another method.
 
     Source: Čencov, *Statistical decision rules and optimal inference*, § 11; Bhattacharyya 1943.
 
@@ -182,6 +196,9 @@ def distance(model: Model, x: ArrayLike, y: ArrayLike) -> Float[Array, ""]:
         >>> f"{far:.4f}"
         '3.1416'
     """
+    if method != "sphere":
+        found = geodesic(model, x, y, method=method, num_steps=num_steps, solver=solver)
+        return jnp.where(found.status == Status.arrived, found.length, jnp.nan)
     x = as_point(x)
     y = as_tangent(y, x, name="y")
     dtype = working_dtype(x, y, logits_struct(model, x, _CATEGORICAL))

@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 import foliax
-from foliax import Box, leaf
+from foliax import Box, Status, leaf
 from foliax.apps import attack
 from tests.cases import CASES, linear
 
@@ -51,10 +51,36 @@ def test_the_budget_is_kept(run, name):
         assert distance == pytest.approx(float(jnp.linalg.norm(end - case.x)))
         np.testing.assert_allclose(logits, case.model(end), rtol=1e-9, atol=1e-12)
         assert fooled == (jnp.argmax(logits) != jnp.argmax(case.model(case.x)))
+    assert found.status[0] == Status.completed
     if name == "dead":
         assert kind == "random" or (found.distance == 0).all()
+        assert kind == "random" or (found.status[1:] == Status.stalled).all()
     elif kind != "geodesic":  # whose leaf may end
         np.testing.assert_allclose(found.distance, BUDGETS, rtol=1e-9)
+
+
+def test_a_softmax_that_squares_have_lost_is_attacked_all_the_same():
+    """A lead of 120 in float32: G underflows, its factor does not."""
+    weights = jnp.array([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0]], jnp.float32)
+    model = Partial(linear, (weights, jnp.array([120.0, 0.0], jnp.float32)))
+    x = jnp.zeros(3, jnp.float32)
+    assert foliax.trace(model, x) == 0
+    found = attack.spectral(model, x, 30.0)
+    np.testing.assert_allclose(found.end, [-18.0, -24.0, 0.0], rtol=1e-5)
+    assert bool(found.fooled)
+    assert found.status == Status.completed
+
+
+def test_a_geodesic_that_needs_a_higher_rank_says_so():
+    case = CASES["narrow_layer"]
+    by_sphere, found = (
+        jax.jit(partial(attack.geodesic, num_steps=16, method=method))(case.model, case.x, 1.0)
+        for method in ("sphere", "connection")
+    )
+    assert by_sphere.status == Status.stalled
+    assert by_sphere.distance == 0
+    assert found.status == Status.completed
+    assert found.distance > 0.5
 
 
 def test_the_box_is_kept(run):

@@ -75,6 +75,21 @@ def test_the_defect_of_any_model_is_the_dense_one(g):
     assert float(found.stretch) < 1e-12
 
 
+@pytest.mark.parametrize("g", [lambda x: 1 - x, lambda x: mirror(x) + 2])
+def test_tangent_vectors_move_by_the_derivative(g):
+    """Inversion, an isometry that is no linear map, and a shift: against the dense matrices."""
+    model, x = network(), image()
+    matrix = np.asarray(jax.jacobian(g)(x)).reshape(9, 9)
+    here, there = (cases.pairwise_matrix(model, at) for at in (x, g(x)))
+    moved = matrix @ here @ matrix.T
+    expected = np.linalg.norm(there - moved) / max(np.linalg.norm(here), np.linalg.norm(there))
+    found = defect(model, x, g)
+    assert float(found.matrix) == pytest.approx(expected, rel=1e-10)
+    assert float(found.stretch) < 1e-12
+    inverted = equivariance.averaged(model, (equivariance.identity, lambda x: 1 - x))
+    assert max(map(float, defect(inverted, x, lambda x: 1 - x))) < 1e-10
+
+
 def test_leaves_map_to_leaves():
     model, x, target = equivariance.averaged(network(), QUARTER_TURNS), image(), image(2)
     options = {"step": 0.05, "max_steps": 40, "save_every": 20}

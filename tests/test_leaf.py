@@ -39,6 +39,9 @@ exponential_by_connection = jax.jit(
 )
 fine_exponential = jax.jit(partial(leaf.exponential, num_steps=STEPS, solver=FINE))
 distance = jax.jit(leaf.distance)
+distance_by_connection = jax.jit(
+    partial(leaf.distance, method="connection", num_steps=STEPS, solver=FINE)
+)
 
 
 def root(model, x):
@@ -279,6 +282,30 @@ def test_where_the_rank_is_lower_great_circles_cannot_be_followed(name):
     found = geodesic(case.model, case.x, other(case))
     assert found.status == Status.stalled
     np.testing.assert_array_equal(found.end, case.x)
+
+
+@pytest.mark.parametrize("name", ["narrow_layer", pytest.param("linear", marks=pytest.mark.slow)])
+def test_the_distance_by_either_method(name):
+    """At full rank both agree; where the rank is lower the closed form is a lower bound."""
+    case = CASES[name]
+    velocity = 0.05 * cases.directions(case)[0]  # farther, hidden units saturate
+    end = exponential_by_connection(case.model, case.x, velocity).end
+    along = by_connection(case.model, case.x, jax.nn.log_softmax(case.model(end)))
+    found = distance_by_connection(case.model, case.x, end)
+    np.testing.assert_allclose(found, along.length, rtol=1e-9)
+    np.testing.assert_allclose(found, leaf.length(case.model, along.points), rtol=1e-3)
+    bound = distance(case.model, case.x, end)
+    if name == "linear":
+        np.testing.assert_allclose(found, bound, rtol=1e-6)
+    else:
+        assert found > bound * (1 + 1e-8)
+
+
+def test_no_distance_where_the_geodesic_does_not_arrive():
+    case = CASES["linear"]
+    assert np.isnan(distance_by_connection(case.model, case.x, other(case).at[0].set(jnp.nan)))
+    # As far as this, in float64 the logits of y are those of a corner of the simplex.
+    assert np.isnan(distance_by_connection(case.model, case.x, other(case, scale=1e4)))
 
 
 def test_no_target_but_the_start():

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, working_dtype
+from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, qr, working_dtype
 from foliax._types import Model
-from foliax.data_matrix import eigh
+from foliax.data_matrix import factor
 from foliax.domain import check_box
 from foliax.likelihood import Categorical
+from foliax.path import Status
 
 _LIKELIHOOD = Categorical()
 
@@ -25,6 +26,9 @@ class Attacked(NamedTuple):
         distance: ‖end − x‖, at most the budget.
         label: The class that was attacked.
         fooled: Whether the prediction at the end is another one.
+        status: A `foliax.Status`: completed; stalled where there was nothing to follow and x has
+            not moved (G or the gradient is 0, or the geodesic's method needs a higher rank);
+            invalid where x or the model's output is not finite.
     """
 
     end: Float[Array, "..."]
@@ -32,6 +36,7 @@ class Attacked(NamedTuple):
     distance: Float[Array, "*b"]
     label: Int[Array, "*b"]
     fooled: Bool[Array, "*b"]
+    status: Int[Array, "*b"]
 
 
 class Scene(NamedTuple):
@@ -78,9 +83,13 @@ def slope(scene: Scene, y: Array) -> Array:
 
 
 def top(scene: Scene, y: Array) -> Array:
-    """Return the top eigenvector of G, flat; 0 where G is."""
-    values, vectors = eigh(scene.model, y.reshape(scene.x.shape), k=1)
-    return jnp.where(values[0] > 0, vectors[0].ravel(), 0)
+    """Return the top eigenvector of G, flat; 0 where G is.
+
+    From its factor, whose singular values are still there where their squares underflow.
+    """
+    q, r = qr(factor(scene.model, y.reshape(scene.x.shape)).T)
+    u, s, _ = jnp.linalg.svd(r, full_matrices=False)
+    return jnp.where(s[0] > 0, dot(q, u[:, 0]), 0).astype(y.dtype)
 
 
 def unit(v: Array) -> Array:
@@ -122,5 +131,8 @@ def result(scene: Scene, end: Array) -> Attacked:
     end = clipped(scene, end)
     logits = scene.model(end)
     distance = jnp.sqrt(jnp.sum((end - scene.x) ** 2))
-    fooled = jnp.argmax(logits) != scene.label
-    return Attacked(end, logits, distance, scene.label, fooled & jnp.all(jnp.isfinite(logits)))
+    finite = jnp.all(jnp.isfinite(logits)) & jnp.isfinite(distance)
+    fooled = (jnp.argmax(logits) != scene.label) & finite
+    moved = jnp.where((distance > 0) | (scene.budget == 0), Status.completed, Status.stalled)
+    status = jnp.where(finite, moved, Status.invalid).astype(jnp.int32)
+    return Attacked(end, logits, distance, scene.label, fooled, status)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
@@ -112,8 +113,9 @@ def as_thresholds(threshold: Any, count: int, dtype: Any) -> Float[Array, " b"]:
             f"threshold must be one probability, or one for each of the {count} starts, got shape "
             f"{jnp.shape(threshold)}"
         )
-    if not is_traced(threshold) and not bool(
-        jnp.all((jnp.asarray(threshold) >= 0) & (jnp.asarray(threshold) < 1))
+    # In NumPy: under a trace, jax.numpy would make tracers of what is known.
+    if not is_traced(threshold) and not np.all(
+        (np.asarray(threshold) >= 0) & (np.asarray(threshold) < 1)
     ):
         raise ValueError(f"threshold must hold probabilities in [0, 1), got {threshold!r}")
     return jnp.broadcast_to(jnp.asarray(threshold, dtype), (count,))
