@@ -16,11 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 import foliax
 from experiments import _run
-from foliax import sharding, zoo
+from experiments._photographs import (
+    NAME as PHOTOGRAPHS,
+)
+from experiments._photographs import (
+    PAPERS_CENTRE,
+    photographs_of,
+    renormalised,
+)
+from foliax import zoo
 from foliax.zoo import checkpoints
 
 SIGNIFICANT = 6  # digits kept in JSON: what float32 can repeat
@@ -58,18 +65,18 @@ def load(
         dataset: Name of the data set; None for that of the checkpoint, and for digits without one.
         checkpoint: Folder of a training to take the network from.
         epoch: Which of its epochs; None for the newest.
-        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
-            With neither, digits take the network that comes with foliax.
+        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint;
+            colour images are then normalised as the papers' code does. With neither, digits take
+            the network that comes with foliax.
 
     Returns:
         The network, its data and where it came from.
 
     Raises:
-        ValueError: If there is no network for the data set, or it is one for another.
+        ValueError: If there is no network for the data set, or two, or it is one for another.
         FileNotFoundError: If the checkpoint is missing, or the data set is not prepared.
     """
-    if epoch is not None and checkpoint is None:
-        raise ValueError(f"epoch={epoch} needs --checkpoint (a training's folder)")
+    check_one_network(checkpoint, epoch, weights)
     if checkpoint is not None:
         return _from_checkpoint(dataset, checkpoint, epoch)
     dataset = dataset or "digits"
@@ -80,7 +87,20 @@ def load(
     data = zoo.load_dataset(dataset)
     if weights is None:
         return Loaded(zoo.load("digits_mlp"), data, "digits_mlp, as shipped")
+    if data.shape[-1] == 3:
+        data = renormalised(data, PAPERS_CENTRE, PAPERS_CENTRE)
     return Loaded(zoo.load_torch(papers_network(data), weights), data, weights.name)
+
+
+def check_one_network(checkpoint: Path | None, epoch: int | None, weights: Path | None) -> None:
+    """Refuse options that name two networks, or an epoch of none."""
+    if checkpoint is not None and weights is not None:
+        raise ValueError(
+            f"a network comes from --checkpoint or from --weights, got both, {checkpoint} and "
+            f"{weights}"
+        )
+    if epoch is not None and checkpoint is None:
+        raise ValueError(f"epoch={epoch} needs --checkpoint (a training's folder)")
 
 
 def papers_network(dataset: Any) -> nnx.Module:
@@ -106,7 +126,11 @@ def _from_checkpoint(dataset: str | None, folder: Path, epoch: int | None) -> Lo
             f"checkpoint must hold a training on {dataset}, got one on {trained_on} in {folder}"
         )
     words = f"{in_words(stored.architecture)}, epoch {stored.epoch} of {_name(folder)}"
-    return Loaded(zoo.restore(folder, stored.epoch), zoo.load_dataset(trained_on), words)
+    if trained_on == PHOTOGRAPHS:
+        data = photographs_of(stored.info["training"])
+    else:
+        data = zoo.load_dataset(trained_on)
+    return Loaded(zoo.restore(folder, stored.epoch), data, words)
 
 
 def _name(folder: Path) -> str:
@@ -199,41 +223,28 @@ def _revision() -> str | None:
 
 
 def walks(model: Any, xs: Any, targets: Any, box: Any, **options: Any) -> Any:
-    """Walk many pairs, to numpy; `options` are those of `foliax.walk`."""
-    return _each("walks", foliax.walks, model, xs, targets, box, options)
+    """Walk many pairs, to numpy; `options` are those of `foliax.walk`; see `_run.in_parts`."""
+    return _each(foliax.walks, model, xs, targets, box, options)
 
 
 def drifts(model: Any, xs: Any, directions: Any, box: Any, **options: Any) -> Any:
     """Drift many points, to numpy; `options` are those of `foliax.drift`."""
-    return _each("drifts", foliax.drifts, model, xs, directions, box, options)
+    return _each(foliax.drifts, model, xs, directions, box, options)
 
 
 def _each(
-    name: str,
-    many: Callable,
-    model: Any,
-    xs: Any,
-    goals: Any,
-    box: Any,
-    options: Mapping[str, Any],
+    many: Callable, model: Any, xs: Any, goals: Any, box: Any, options: Mapping[str, Any]
 ) -> Any:
-    """Run one path after another on a CPU, where a path alone is as fast; all at once elsewhere.
+    block = 1 if _run.on_cpu() else len(xs)
+    return _run.in_parts(partial(many, box=box, block=block, **options), model, xs, goals)
 
-    Several devices share them, see `_run.running`.
-    """
-    mesh = _run.mesh()
-    num_devices = 1 if mesh is None else mesh.size
-    block = 1 if jax.default_backend() == "cpu" else max(1, -(-len(xs) // num_devices))
-    fn = partial(many, box=box, block=block, **options)
-    size = block * num_devices
-    told = f"{name}, {options.get('scheme', 'exact')}"
-    starts = range(0, len(xs), size)
-    paths = []
-    for i in tqdm(starts, desc=told, leave=False, disable=len(starts) < 2, dynamic_ncols=True):
-        part = xs[i : i + size], goals[i : i + size]
-        found = fn(model, *part) if mesh is None else sharding.spread(fn, model, *part, mesh=mesh)
-        paths.append(sharding.gather(found))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *paths)
+
+def check_rows(max_steps: int, save_every: int) -> None:
+    """Refuse to keep points so that the last one of a path would not be among them."""
+    if save_every < 1 or max_steps % save_every:
+        raise ValueError(
+            f"save_every must divide the number of steps, {max_steps}, got {save_every}"
+        )
 
 
 def pick(path: Any, index: int) -> Any:

@@ -1,6 +1,6 @@
 """Colour images of the shape of CIFAR's, 32 by 32, cut from the photographs of scikit-image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,9 @@ import numpy as np
 
 from foliax import zoo
 
-SIDE = 32
+NAME, SIDE = "photographs", 32
+PAPERS_CENTRE = 0.5  # mean and deviation with which the papers' code normalises colour images
+QUICK = {"num_train": 140, "num_test": 70}  # sizes, to see that everything runs
 # What scikit-image carries in its package, and what it shows.
 PHOTOGRAPHS = {
     "astronaut": "astronaut",
@@ -54,9 +56,25 @@ def photographs(
     train = [image[:, :middle] for image, middle in zip(whole, middles, strict=True)]
     test = [image[:, middle:] for image, middle in zip(whole, middles, strict=True)]
     return zoo.from_arrays(
-        "photographs", _cuts(train, num_train, rng), _cuts(test, num_test, rng),
+        NAME, _cuts(train, num_train, rng), _cuts(test, num_test, rng),
         class_names=tuple(PHOTOGRAPHS.values()), mean=mean, std=std,
     )  # fmt: skip
+
+
+def photographs_of(training: Mapping[str, Any]) -> zoo.Dataset:
+    """Return the cuts that a network was trained on.
+
+    Args:
+        training: What its checkpoint says of it.
+
+    Raises:
+        ValueError: If these cuts are none of those that are made here.
+    """
+    for sizes in ({}, QUICK):
+        data = photographs(seed=training["seed"], **sizes)
+        if data.fingerprint() == training["dataset_hash"]:
+            return data
+    raise ValueError("checkpoint must hold a training on cuts of this version, got other cuts")
 
 
 def _cuts(parts: list[np.ndarray], count: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,8 @@ import numpy as np
 from flax import nnx
 
 from experiments import _command, data_leaf
-from experiments._common import Loaded, load
-from experiments._photographs import photographs, renormalised
+from experiments._common import Loaded, check_one_network, load
+from experiments._photographs import PAPERS_CENTRE, QUICK, photographs, renormalised
 from experiments._population import records
 from foliax import zoo
 
@@ -36,7 +36,6 @@ CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-_CENTRE = 0.5  # mean and deviation with which the papers' code normalises CIFAR-10
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Command(_command.PairCommand):
 
     def load(self) -> Loaded:
         """Return the network and its data; train where there is no other."""
+        check_one_network(self.checkpoint, self.epoch, self.weights)
         if self.weights is not None:
             return _with_weights(self)
         if self.checkpoint is None and self.dataset in (None, "photographs"):
@@ -83,25 +83,26 @@ def _with_weights(command: Command) -> Loaded:
     """Return weights for CIFAR-10, and its images where they are at hand, else photographs."""
     assert command.weights is not None
     if command.dataset in (None, "photographs"):
-        data = photographs(seed=command.seed, mean=_CENTRE, std=_CENTRE)
+        data = photographs(seed=command.seed, mean=PAPERS_CENTRE, std=PAPERS_CENTRE)
         # The labels of the cuts are those of photographs, which this network does not know.
         data = replace(data, num_classes=len(CIFAR10), class_names=CIFAR10)
     else:
-        data = renormalised(zoo.load_dataset(command.dataset), _CENTRE, _CENTRE)
+        data = zoo.load_dataset(command.dataset)
+        data = renormalised(data, PAPERS_CENTRE, PAPERS_CENTRE)
     blank = network(command.net, data.num_classes, command.seed)
     return Loaded(zoo.load_torch(blank, command.weights), data, command.weights.name)
 
 
 def _trained(command: Command) -> Loaded:
     """Train on photographs, or take what an earlier run has trained."""
-    quick = {"num_train": 140, "num_test": 70} if command.quick else {}
-    data = photographs(seed=command.seed, **quick)
+    data = photographs(seed=command.seed, **QUICK if command.quick else {})
     model = network(command.net, data.num_classes, command.seed)
     settings = zoo.TrainConfig(
         epochs=1 if command.quick else command.epochs, learning_rate=1e-3, optimizer="adam",
         batch_size=20, seed=command.seed, track_per_epoch=0,
     )  # fmt: skip
-    model, _ = zoo.train(model, data, settings, out=command.out / "training")
+    folder = command.out / ("training_quick" if command.quick else "training")
+    model, _ = zoo.train(model, data, settings, out=folder)
     return Loaded(model, data, f"{command.net}, epoch {settings.epochs} on photographs")
 
 

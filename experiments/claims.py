@@ -233,8 +233,14 @@ def _read(file: Path, setting: dict[str, Any]) -> dict[str, Any] | None:
     """Return the section of a cell that was measured at these sizes; None if there is none."""
     if not file.exists():
         return None
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    return stored["section"] if stored["setting"] == setting else None
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return stored["section"] if stored["setting"] == setting else None
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{file} is not as a run left it ({type(error).__name__}: {error}); restore it, or "
+            "delete it to have it measured again"
+        ) from None
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 import foliax
 from experiments import _command
-from experiments._common import norms, outcome, percent, predict, quartiles, walks
+from experiments._common import check_rows, norms, outcome, percent, predict, quartiles, walks
 from experiments._leaf_pictures import draw, draw_distances
 from experiments._population import box_excess, records, statistics, unfinished
 from experiments._report import section
@@ -94,6 +94,9 @@ class Config:
     start: int | None = None
     end: int | None = None
 
+    def __post_init__(self):
+        check_rows(self.max_steps, self.save_every)
+
     def options(self) -> dict[str, Any]:
         """Return what `foliax.walk` takes."""
         names = ("step", "max_steps", "save_every", "arrival", "stall")
@@ -107,7 +110,7 @@ def places(dataset: Any, config: Config, *, mirrored: bool = False) -> tuple[Any
 
     Raises:
         ValueError: If there are too few test images or no pairs, or places are given for more
-            than one pair.
+            than one pair, or one place twice.
     """
     given = {"start": config.start, "end": config.end}
     given = {name: place for name, place in given.items() if place is not None}
@@ -129,6 +132,8 @@ def places(dataset: Any, config: Config, *, mirrored: bool = False) -> tuple[Any
         raise ValueError(f"num_pairs = {config.num_pairs} is too many for {total} test images")
     starts = np.array([given["start"]]) if "start" in given else starts
     ends = np.array([given["end"]]) if "end" in given else rest[: config.num_pairs]
+    if not mirrored and np.array_equal(starts, ends):
+        raise ValueError(f"start and end must be two images, got {config.start} for both")
     return starts, ends
 
 

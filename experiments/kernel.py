@@ -20,6 +20,7 @@ import foliax
 from experiments import _command, _noise
 from experiments._common import (
     captions,
+    check_rows,
     drifts,
     live_rows,
     outcome,
@@ -58,6 +59,9 @@ class Config:
     shown_label: int = 2
     conserved: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self):
+        check_rows(self.max_steps, self.save_every)
 
 
 def drift_images(
@@ -304,6 +308,7 @@ class Command(_command.Command):
 def measure_command(command: Command) -> _command.Found:
     """Drift the images of a command."""
     loaded, config = command.load(), command.config()
+    _shown(config)  # refused before anything drifts
     model, dataset = loaded.model, loaded.dataset
     starts = command.starts(len(dataset.test_x))
     xs = dataset.test_x[starts]

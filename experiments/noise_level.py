@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments import _command, _noise, data_leaf, kernel
-from experiments._common import FAILS, HOLDS, IN_PART, percent, quartiles
+from experiments._common import FAILS, HOLDS, IN_PART, percent, predict, quartiles
 from experiments._population import records
 from experiments._report import section
 from foliax import viz
@@ -82,6 +82,14 @@ def run(
     numbers = _measure(told, end, dataset.to_pixels(targets), calibration, config)
     estimator = _noise.estimator(dataset.shape)
     numbers["estimator"] = estimator
+    walked = {"exact": path, "published": published}
+    numbers["walks"] = {
+        scheme: data_leaf.measure(model, found, xs, targets, dataset)
+        for scheme, found in walked.items()
+        if found is not None
+    }
+    labels = np.asarray(predict(model, xs)[0])
+    numbers["kernel_drifts"] = kernel.measure(noisy, labels, dataset)
     _draw(told, calibration, out / "noise_level.png", estimator)
     return section(
         title="The level of noise along a leaf path",

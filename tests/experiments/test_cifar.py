@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from experiments import _command, cifar
-from experiments._photographs import PHOTOGRAPHS, photographs, renormalised
+from experiments._common import load
+from experiments._photographs import PHOTOGRAPHS, QUICK, photographs, renormalised
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -49,6 +50,9 @@ def test_a_network_is_trained_and_its_leaf_walked(tmp_path, monkeypatch):
     paths = json.loads((tmp_path / "paths.json").read_text())["S8"]
     assert {path["kind"] for path in paths} == {"exact", "published"}
     assert (tmp_path / "colour_leaf.gif").exists()
+    again = load(checkpoint=tmp_path / "training_quick")  # by any other script
+    assert again.dataset.name == "photographs"
+    np.testing.assert_array_equal(again.dataset.test_x, photographs(**QUICK).test_x)
 
 
 def test_published_weights_see_photographs(tmp_path):

@@ -13,6 +13,7 @@ from PIL import Image
 from experiments import _command, data_leaf, dynamics, kernel, leaf_map, noise_leaf, noise_level
 from experiments._common import load, papers_network, walks
 from experiments._population import box_excess
+from experiments._run import running
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -211,11 +212,12 @@ def test_weights_of_pytorch_are_loaded(tmp_path):
         ({"dataset": "fashion_mnist"}, ValueError, r"--checkpoint .* or --weights"),
         ({"epoch": 1}, ValueError, "epoch=1 needs --checkpoint"),
         ({"checkpoint": "nowhere"}, FileNotFoundError, "does not exist"),
+        ({"checkpoint": "a", "weights": "b.npz"}, ValueError, "--weights, got both, .*a and b.npz"),
     ],
 )
 def test_networks_that_are_not_there_are_refused(options, error, message, tmp_path):
     if "checkpoint" in options:
-        options = {"checkpoint": tmp_path / options["checkpoint"]}
+        options = options | {"checkpoint": tmp_path / options["checkpoint"]}
     with pytest.raises(error, match=message):
         load(**options)
 
@@ -223,6 +225,55 @@ def test_networks_that_are_not_there_are_refused(options, error, message, tmp_pa
 def test_a_training_on_other_data_is_refused(training):
     with pytest.raises(ValueError, match="must hold a training on mnist, got one on digits"):
         load("mnist", checkpoint=training)
+
+
+def test_what_would_fail_late_is_refused_at_once():
+    data = zoo.load_digits()
+    with pytest.raises(ValueError, match="start and end must be two images, got 3 for both"):
+        data_leaf.places(data, data_leaf.Config(num_pairs=1, start=3, end=3))
+    mirrored = data_leaf.Config(num_pairs=1, start=3, end=3)
+    assert data_leaf.places(data, mirrored, mirrored=True) == (3, 3)
+    for config in (data_leaf.Config, kernel.Config):
+        with pytest.raises(ValueError, match="save_every must divide the number of steps, 20, got"):
+            config(max_steps=20, save_every=50)
+    with pytest.raises(ValueError, match="show_every must be a multiple of save_every = 10"):
+        kernel.measure_command(kernel.Command(save_every=10))
+
+
+def test_weights_for_colour_get_images_as_the_papers_code_makes_them(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.random((20, 32, 32, 3)), np.arange(20) % 10
+    data = zoo.from_arrays(
+        "cifar10", (pixels, labels), (pixels, labels), class_names=tuple("abcdefghij")
+    )
+    monkeypatch.setattr(zoo, "load_dataset", lambda _: data)
+    monkeypatch.setattr(zoo, "load_torch", lambda model, _: model)
+    found = load("cifar10", weights=tmp_path / "papers.npz")
+    np.testing.assert_allclose(found.dataset.test_x, (pixels - 0.5) / 0.5, atol=1e-5)
+
+
+def test_another_checkpoint_compiles_nothing(training, tmp_path):
+    """Of all epochs of a training, populations run in the same programs."""
+    counted = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: counted.append(event) if "backend_compile" in event else None
+    )
+    leaf = data_leaf.Config(num_pairs=2, max_steps=20, save_every=5)
+    drift = kernel.Config(num_images=2, max_steps=20, save_every=5, show_every=10)
+
+    def reproduce(epoch):
+        with jax.enable_x64(False), running("test", tmp_path):
+            model, data, _ = load(checkpoint=training, epoch=epoch)
+            xs, targets = data_leaf.pairs(data, leaf)
+            paths = data_leaf.walk_pairs(model, data, xs, targets, leaf)
+            data_leaf.measure(model, paths["exact"], xs, targets, data)
+            drifted = kernel.drift_images(model, data, xs, drift)
+            kernel.measure(drifted["exact"], np.zeros(2, int), data)
+        return len(counted)
+
+    first = reproduce(1)
+    assert first > 0
+    assert reproduce(2) == first
 
 
 def colourful():
