@@ -5,6 +5,8 @@ import os
 import jax
 import pytest
 
+collect_ignore_glob = ["notebooks/*"]  # they install and draw; tests/test_notebooks.py runs them
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _bounded_memory():

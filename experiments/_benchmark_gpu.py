@@ -13,12 +13,14 @@ import numpy as np
 
 import foliax
 from experiments import _benchmark_nets as nets
+from experiments import _peers as peers
 from experiments._benchmark import Ratio, Row, Skipped, compiled, within
-from experiments._benchmark_bench import Bench
+from experiments._benchmark_bench import Bench, torch_contender
 
 _IMAGES, _SIDE = 1024, 8192
 _TERA = 1e12
-_ROUGH = 0.2  # median error of traces in bfloat16
+_CHUNK = 256  # images at once in PyTorch, whose memory is that of as many graphs
+_ROUGH, _CLOSE = 0.2, 1e-3  # median errors of traces, in bfloat16 and in float32
 
 
 def gpu_row(bench: Bench) -> Row:
@@ -33,6 +35,8 @@ def rates(bench: Bench, images: int, side: int) -> Row:
     xs = bench.images(images)
     work = images * forward_operations(bench.stock, xs[0]) * bench.classes / _TERA
     contenders, ratios = [], []
+    if bench.has_torch:
+        import torch
     for dtype in ("float32", "bfloat16"):
         peak, own = f"product, {dtype}", f"Jacobian, {dtype}"
         square = jnp.ones((side, side), dtype)
@@ -46,16 +50,32 @@ def rates(bench: Bench, images: int, side: int) -> Row:
             Ratio(f"TFLOP/s, {own}", (), (own,)),
             Ratio(f"{own}: share of the peak", (peak,), (own,)),
         ]
+        if bench.has_torch:
+            theirs = f"PyTorch's Jacobian, {dtype}"
+            given: Any = getattr(torch, dtype)
+            net, images = peers.network(bench.model).to(given), peers.tensor(xs).to(given)
+            contenders.append(
+                torch_contender(theirs, peers.factors_by_func, net, images, _CHUNK, units=work)
+            )
+            ratios.append(Ratio(f"{own}: beside PyTorch's", (theirs,), (own,)))
 
     def same(found: dict[str, Any]) -> dict[str, Any]:
-        traces = [
-            np.sum(np.asarray(found[f"Jacobian, {dtype}"], np.float64) ** 2, axis=(1, 2))
-            for dtype in ("float32", "bfloat16")
-        ]
-        error = float(np.median(np.abs(traces[1] / traces[0] - 1)))
-        return {"trace_error_of_bfloat16": within(error, _ROUGH, "trace in bfloat16")}
+        errors = {}
+        exact = _traces(found["Jacobian, float32"])
+        for who, factors in found.items():
+            if "Jacobian" in who and who != "Jacobian, float32":
+                most = _ROUGH if "bfloat16" in who else _CLOSE
+                error = float(np.median(np.abs(_traces(factors) / exact - 1)))
+                errors[f"trace_error: {who}"] = within(error, most, f"trace, {who}")
+        return errors
 
     return Row(f"Jacobian of {images} images at once", "TFLOP", contenders, ratios, same)
+
+
+def _traces(factors: Any) -> np.ndarray:
+    if not isinstance(factors, jax.Array):  # a tensor, on the device
+        factors = factors.float().cpu()
+    return np.sum(np.asarray(factors, np.float64) ** 2, axis=(1, 2))
 
 
 def jacobian(model: Any, xs: Any) -> Any:

@@ -146,6 +146,21 @@ def matrices_by_loop(net: Any, xs: Any) -> dict[str, np.ndarray]:
 def matrices_by_func(net: Any, xs: Any, chunk: int | None) -> dict[str, Any]:
     """Return trace, rank and spectrum of G of a batch (P2), in chunks of images."""
     import torch
+
+    factor = factors_by_func(net, xs, chunk)
+    s = torch.linalg.svdvals(torch.linalg.qr(factor.mT, mode="r").R)
+    classes = factor.shape[1]
+    s = s[:, : classes - 1]
+    least = 10 * classes * torch.finfo(s.dtype).eps * s[:, :1]
+    return {
+        "trace": torch.sum(factor**2, dim=(1, 2)), "rank": torch.sum(s > least, dim=1),
+        "spectrum": s**2,
+    }  # fmt: skip
+
+
+def factors_by_func(net: Any, xs: Any, chunk: int | None) -> Any:
+    """Return the factors of G, √p times the gradients of log p, of a batch (P2)."""
+    import torch
     from torch.func import jacrev, vmap
 
     def log_p(x: Any) -> tuple[Any, Any]:
@@ -153,15 +168,7 @@ def matrices_by_func(net: Any, xs: Any, chunk: int | None) -> dict[str, Any]:
         return value, value
 
     rows, value = vmap(jacrev(log_p, has_aux=True), chunk_size=chunk)(xs)
-    factor = torch.exp(value / 2)[:, :, None] * rows.flatten(2)
-    s = torch.linalg.svdvals(torch.linalg.qr(factor.mT, mode="r").R)
-    classes = value.shape[1]
-    s = s[:, : classes - 1]
-    least = 10 * classes * torch.finfo(s.dtype).eps * s[:, :1]
-    return {
-        "trace": torch.sum(factor**2, dim=(1, 2)), "rank": torch.sum(s > least, dim=1),
-        "spectrum": s**2,
-    }  # fmt: skip
+    return torch.exp(value / 2)[:, :, None] * rows.flatten(2)
 
 
 # --- walks -------------------------------------------------------------------------------------

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from experiments._ood_baselines import outputs
 from experiments._ood_data import resized
 from experiments._photographs import photographs
 from foliax import zoo
 
-OWN = "own"
+OWN, PADDED = "own", "digits, padded"
 _NOISE = {"noisy": 0.1, "very noisy": 0.4}  # deviations, pixel units
 _BLUR = 20  # the side over this is the deviation of the blur, at least 0.75 pixels
 _BLOCK = 256  # images of one compiled program
 _SMALL = 28  # digits are enlarged and padded where there is room
+_OF_OTHERS = ("mirrored", "permuted", "noisy", "adversarial")  # changes of what is not its own
 
 
 class Labelled(NamedTuple):
@@ -80,6 +82,8 @@ def labelled_sets(
         for name, says in _changes(dataset, wanted).items()
     }
     foreign, left_out = _foreign(dataset, wanted, others)
+    if PADDED in foreign:
+        foreign |= _versions(model, dataset, PADDED, foreign[PADDED], wanted)
     return found | foreign, left_out
 
 
@@ -136,6 +140,24 @@ def _changed(
     return {name: np.asarray(images, np.float32) for name, images in found.items()}
 
 
+def _versions(
+    model: Any, dataset: Any, name: str, known: Labelled, wanted: Wanted
+) -> dict[str, Labelled]:
+    """Return another data set, changed; the adversarial steps are against the class predicted."""
+    train, test = (
+        _changed(model, dataset, xs, np.argmax(outputs(model, xs), axis=1), wanted, part)
+        for part, xs in enumerate((known.train_x, known.test_x))
+    )
+    says = _changes(dataset, wanted)
+    return {
+        f"{name}, {change}": Labelled(
+            train[change], known.train_y, test[change], known.test_y,
+            f"the same, {says[change].replace('the label', 'the class predicted')}",
+        )
+        for change in _OF_OTHERS
+    }  # fmt: skip
+
+
 def _length(dataset: Any, wanted: Wanted) -> float:
     return float(wanted.budget * np.sqrt(np.prod(dataset.shape)))
 
@@ -173,7 +195,7 @@ def _foreign(
         found["digits"] = _fitted(digits, dataset, wanted, "scikit-learn's digits, enlarged")
         if side >= _SMALL:
             says = "scikit-learn's digits, in the middle of a black image"
-            found["digits, padded"] = _fitted(digits, dataset, wanted, says, pad=True)
+            found[PADDED] = _fitted(digits, dataset, wanted, says, pad=True)
     else:
         try:
             fashion = zoo.load_dataset("fashion_mnist")

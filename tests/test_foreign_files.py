@@ -4,12 +4,16 @@ Each is refused by a sentence that names the file. Nothing in it is executed, no
 beside it, and what was on the disk stays as it was.
 """
 
+import gzip
+import hashlib
 import io
 import json
 import pickle
 import shutil
+import struct
 import sys
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 
 import jax
@@ -25,6 +29,7 @@ import foliax
 from experiments import _command, data_leaf, train
 from foliax import zoo
 from foliax.zoo import checkpoints
+from foliax.zoo.data import preparing
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -475,6 +480,48 @@ def test_command_lines_that_cannot_be_read(arguments, message, monkeypatch, caps
     told = capsys.readouterr()
     assert message in told.out + told.err
     assert not list(tmp_path.iterdir())
+
+
+FLAGS = (
+    *("--pairs", "--images", "--start", "--end", "--seed", "--epoch", "--steps", "--step"),
+    *("--dataset", "--weights", "--checkpoint", "--out", "--flip", "--quick", "--", "-h-"),
+)
+VALUES = ("0", "-1", "3", "1e9", "nan", "", "None", "digits", "../x", "--pairs", "\x00", "é", "{}")
+
+
+@bounded
+@given(st.lists(st.one_of(st.sampled_from(FLAGS), st.sampled_from(VALUES), st.text()), max_size=6))
+def test_any_command_line_is_read_or_refused(arguments):
+    """What is read is a command, whose pairs are there or are refused in words."""
+    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        try:
+            found = tyro.cli(data_leaf.Command, args=arguments)
+        except SystemExit:  # help, or not to be read
+            return
+    _, refusal = attempt(lambda: data_leaf.places(zoo.load_digits(), found.config()))
+    assert refusal is None or "must" in refusal or "name one pair" in refusal, refusal
+
+
+# --- files of data sets ---------------------------------------------------------------------------
+
+LABELS = struct.pack(">ii", 2049, 300) + bytes(i % 10 for i in range(300))  # an idx file
+
+
+@bounded
+@given(damages)
+def test_damaged_idx_files_are_the_same_or_refused(tmp_path_factory, damage):
+    path = tmp_path_factory.mktemp("idx") / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(damaged(gzip.compress(LABELS, mtime=0), *damage))
+    contents = {"fashion_mnist": {path.name: hashlib.sha256(LABELS).hexdigest()}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "_CONTENTS", contents)
+        _, refusal = attempt(
+            lambda: preparing._check_file("fashion_mnist", path, "0" * 64, "https://example.org")
+        )
+    if refusal is None:
+        assert gzip.decompress(path.read_bytes()) == LABELS
+    else:
+        assert "train-labels-idx1-ubyte.gz is not the original file" in refusal
 
 
 def test_command_lines_name_the_files_that_are_wrong(folder, monkeypatch, tmp_path):

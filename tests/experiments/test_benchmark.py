@@ -21,7 +21,7 @@ from experiments._benchmark_bench import Bench, Sizes
 from experiments._benchmark_rows import ROWS, SLOW
 from foliax import fisher, zoo
 from foliax.zoo.train_config import make_optimizer
-from foliax.zoo.training import TrainState, train_step
+from foliax.zoo.train_step import TrainState, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "one_thread", "small_products")
 

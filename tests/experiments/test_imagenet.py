@@ -39,6 +39,14 @@ def test_factor_and_estimates_agree(tmp_path):
         assert (tmp_path / name).stat().st_size
 
 
+@pytest.mark.slow
+def test_the_same_seed_finds_the_same_numbers(tmp_path):
+    for name in ("first", "second"):
+        imagenet.run(_config(tmp_path / name, exact=1, double=0), _tiny())
+    first, second = ((tmp_path / n / "results.json").read_bytes() for n in ("first", "second"))
+    assert first == second
+
+
 def test_quick_leaves_the_factor_out(tmp_path):
     results = imagenet.run(_config(tmp_path, quick=True), _tiny())
     assert "left out" in results["claims"]["S1"]["verdict"]

@@ -1,8 +1,8 @@
 """Every script, run twice with one seed on one machine, finds the same numbers bit for bit.
 
 Left to the tests of their own are `reproduce` and `train` (runs again from its checkpoints),
-`rank_table`, `claims` and `ood` (test_processes.py and their files), and those whose results are
-times or a picture of pictures: `benchmark`, `overview`.
+`rank_table`, `claims` and `imagenet` (test_processes.py and their files), and those whose results
+are times or a picture of pictures: `benchmark`, `overview`.
 """
 
 import json
@@ -16,7 +16,9 @@ from flax import nnx
 import foliax
 from experiments import (
     _command,
+    attack,
     cifar,
+    curvature,
     data_leaf,
     denoise,
     drift,
@@ -30,6 +32,7 @@ from experiments import (
     natural_gradient,
     noise_leaf,
     noise_level,
+    ood,
 )
 from foliax import zoo
 
@@ -46,12 +49,30 @@ POPULATIONS = {
     "explain": (explain, explain.Command(pairs=2, step=0.5, steps=100, quick=True)),
     "leaf_map": (leaf_map, leaf_map.Command(start=3, half=1, spacing=0.5)),
     "cifar": (cifar, cifar.Command(quick=True, steps=4, save_every=2)),
+    "attack": (
+        attack,
+        attack.Command(pairs=6, steps=4, penalties=(1.0,), hidden=8, epochs=1, quick=True),
+    ),
+    "curvature": (curvature, curvature.Command(pairs=4, hidden=6, epochs=1, steps=4, quick=True)),
 }  # fmt: skip
 OTHERS = {
     "drift": (drift, drift.Config(images=2, steps=60, walks=0, quick=True)),
     "foliation_2d": (foliation_2d, foliation_2d.Config(activations=("gelu",), quick=True)),
     "foliation_3d": (foliation_3d, foliation_3d.Config(activations=("gelu",), quick=True)),
     "natural_gradient": (natural_gradient, natural_gradient.Config(quick=True)),
+    "ood": (
+        ood,
+        ood.Config(
+            count=12,
+            calibration=20,
+            bank=200,
+            fixed=3,
+            many=10,
+            max_steps=10,
+            resamples=10,
+            quick=True,
+        ),
+    ),
 }
 
 

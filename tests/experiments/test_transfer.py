@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from experiments import _command, _transfer, _transfer_sets, transfer
@@ -137,6 +139,29 @@ def test_a_larger_network_gets_digits_twice():
     digits = np.asarray(data.to_pixels(sets["digits, padded"].test_x))
     assert np.abs(digits[:, :10]).max() < 1e-6
     assert digits.max() == pytest.approx(1)
+
+
+def test_padded_digits_are_changed_as_its_own_data_are():
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.uniform(size=(50, 28, 28, 1)), np.arange(50) % 10
+    data = zoo.from_arrays(
+        "other", (pixels, labels), (pixels, labels), class_names=tuple("abcdefghij")
+    )
+    model = zoo.MLP((784, 10), rngs=nnx.Rngs(0))
+    wanted = WANTED._replace(train=8, test=4)
+    digits = _transfer_sets._foreign(data, wanted, ())[0]["digits, padded"]
+    found = _transfer_sets._versions(model, data, "digits, padded", digits, wanted)
+    changes = ("mirrored", "permuted", "noisy", "adversarial")
+    assert list(found) == [f"digits, padded, {change}" for change in changes]
+    mirrored, permuted, _, adversarial = found.values()
+    np.testing.assert_array_equal(mirrored.test_x, digits.test_x[:, :, ::-1])
+    np.testing.assert_allclose(np.sort(permuted.test_x.ravel()), np.sort(digits.test_x.ravel()))
+    for known in found.values():
+        np.testing.assert_array_equal(known.test_y, digits.test_y)
+    before, after = (jax.vmap(model)(xs) for xs in (digits.test_x, adversarial.test_x))
+    predicted = jnp.argmax(before, axis=1)
+    p, q = (jax.nn.softmax(logits)[jnp.arange(4), predicted] for logits in (before, after))
+    assert np.all(np.asarray(q) < np.asarray(p))
 
 
 def test_what_is_not_prepared_or_is_its_own_is_refused(shown):
