@@ -17,7 +17,7 @@ from experiments._run import running
 from foliax.viz import style
 
 _WIDTH, _MARGIN, _CAPTION = 1700, 24, 40
-_LEFT = 0.56  # share of the left column
+_LEFT = 0.45  # share of the left column
 _COLORS = 256
 
 
@@ -51,25 +51,24 @@ def run(config: Config) -> Path:
             [
                 ("a  Trace and rank of G as a network learns", config.training),
                 (
-                    "b  Across the leaves: noise comes, p stays (exact), or not (published)",
-                    config.kernel,
+                    "b  An image, and what the network sees of it: eigenvectors of G",
+                    config.eigenvectors,
                 ),
             ],
             left,
         ),
-        column(
-            [
-                ("c  A map of the leaf through a digit", config.map),
-                (
-                    "d  An image, and what the network sees of it: eigenvectors of G",
-                    config.eigenvectors,
-                ),
-            ],
-            right,
-        ),
+        column([("c  A map of the leaf through an image", config.map)], right),
     ]
-    whole = column([("e  On the leaf, toward another image: as near as it comes", config.leaf)],
-                   _WIDTH - 2 * _MARGIN)  # fmt: skip
+    whole = column(
+        [
+            (
+                "d  Across the leaves: noise comes, p stays (exact), or not (published)",
+                config.kernel,
+            ),
+            ("e  On the leaf, toward another image: as near as it comes", config.leaf),
+        ],
+        _WIDTH - 2 * _MARGIN,
+    )
     height = max(part.height for part in columns)
     page = Image.new("RGB", (_WIDTH, height + whole.height + 3 * _MARGIN), style.PAPER)
     page.paste(columns[0], (_MARGIN, _MARGIN))
@@ -103,7 +102,7 @@ def save(page: Image.Image, path: Path) -> Path:
     """Write a picture of few colours beside its place, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.png")
-    page.quantize(_COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+    page.quantize(_COLORS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
         draft, optimize=True
     )
     os.replace(draft, path)
