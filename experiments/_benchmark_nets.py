@@ -145,6 +145,16 @@ def batch(model: Any, xs: Any, block: int, chunk: int | None = None) -> dict[str
     return jax.lax.map(lambda x: measured(model, x, chunk), xs, batch_size=block)
 
 
+def pulled(layer: Any, hs: Any, rows: Any, block: int) -> Any:
+    """Return cotangents of a layer's outputs, pulled back to its inputs, in blocks of images."""
+
+    def one(pair: Any) -> Any:
+        pull = jax.vjp(layer, pair[0])[1]
+        return jax.vmap(lambda row: pull(row)[0])(pair[1])
+
+    return jax.lax.map(one, (hs, rows), batch_size=block)
+
+
 def forward(model: Any, xs: Any) -> Any:
     """Return the logits of a batch."""
     return jax.vmap(model)(xs)

@@ -40,7 +40,8 @@ from foliax.zoo.train_step import TrainState, train_step
 
 Name = Literal[
     "batch", "batch_stock", "walk_1", "walk_64", "walk_256", "walk_stock", "kernel", "exact",
-    "digits_1", "digits_256", "classes_100", "scan", "training", "tracking", "sweep", "fisher",
+    "digits_1", "digits_256", "classes_100", "convolution", "scan", "training", "tracking", "sweep",
+    "fisher",
     "efficientnet", "gpu",
 ]  # fmt: skip
 SLOW: Final[tuple[Name, ...]] = (
@@ -50,7 +51,7 @@ SLOW: Final[tuple[Name, ...]] = (
     "efficientnet",
 )  # not with --quick
 
-_MIB = 2**20
+_MIB, _GIGA = 2**20, 1e9
 _EPOCH, _TRACKED = 1000, 10  # steps of an epoch of Fashion-MNIST, and trackings in one
 _CLOSE = 1e-3  # largest median error against float64, or against each other
 _TORCH, _TRACKING = "PyTorch", "tracking"
@@ -124,6 +125,44 @@ def classes_row(bench: Bench, classes: int = 100, chunk: int = 9) -> Row:
         partial(same_matrices, nets.plain(stock, xs)),
         _scratch(ours, Target(at_most=16)),
         f"the last layer is random; {chunk} of {classes - 1} reverse passes at a time",
+    )
+
+
+def convolution_row(bench: Bench) -> Row:
+    """Pull C − 1 cotangents of each image through the second convolution alone: what bounds G."""
+    layer, images = bench.model.convs[1], bench.sizes.images
+    window, inputs, outputs = layer.kernel.shape[0], *layer.kernel.shape[2:]
+    side = bench.model.shape[0] - 2  # after the first one
+    rng = np.random.default_rng(bench.seed)
+    hs = rng.normal(size=(images, side, side, inputs)).astype(np.float32)
+    shape = (images, bench.classes - 1, side - 2, side - 2, outputs)
+    rows = rng.normal(size=shape).astype(np.float32)
+    work = 2 * rows.size * window**2 * inputs / _GIGA
+    ours = compiled(FOLIAX, partial(nets.pulled, block=bench.block), layer, hs, rows, units=work)
+    contenders = [ours]
+    if bench.has_torch:
+        weight, given = peers.kernel_of(layer), peers.tensor(rows)
+        contenders.append(
+            torch_contender(_TORCH, peers.pulled, weight, given, (inputs, side, side), units=work)
+        )
+
+    def same(found: dict[str, Any]) -> dict[str, Any]:
+        if _TORCH not in found:
+            return {}
+        theirs = peers.array(found[_TORCH])
+        return {_TORCH: within(median_error(found[FOLIAX], theirs), _CLOSE, "pulled back")}
+
+    return Row(
+        "input gradients of the second convolution",
+        "GFLOP",
+        contenders,
+        [
+            Ratio("GFLOP/s, foliax", (), (FOLIAX,)),
+            Ratio("GFLOP/s, PyTorch", (), (_TORCH,)),
+            Ratio("PyTorch / foliax", (_TORCH,), (FOLIAX,)),
+        ],
+        same,
+        note="the largest part of G; beside it stands the rate of a plain matrix product, above",
     )
 
 
@@ -370,6 +409,7 @@ ROWS: Final[dict[Name, Callable[[Bench], Row]]] = {
     "digits_1": partial(_benchmark_walks.dense_row, count=1),
     "digits_256": partial(_benchmark_walks.dense_row, count=256),
     "classes_100": classes_row,
+    "convolution": convolution_row,
     "scan": _benchmark_walks.scan_row,
     "training": training_row,
     "tracking": tracking_row,

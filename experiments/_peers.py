@@ -171,6 +171,21 @@ def factors_by_func(net: Any, xs: Any, chunk: int | None) -> Any:
     return torch.exp(value / 2)[:, :, None] * rows.flatten(2)
 
 
+def kernel_of(layer: Any) -> Any:
+    """Return the weight of a convolution."""
+    import torch
+
+    return torch.tensor(_numpy(layer.kernel).transpose(3, 2, 0, 1).copy()).to(device())
+
+
+def pulled(weight: Any, rows: Any, shape: tuple[int, int, int]) -> Any:
+    """Return cotangents of a convolution's outputs, (images, cotangents, …), at its inputs."""
+    from torch.nn.grad import conv2d_input
+
+    size = (rows.shape[0] * rows.shape[1], *shape)
+    return conv2d_input(size, weight, rows.flatten(0, 1)).reshape(*rows.shape[:2], *shape)
+
+
 # --- walks -------------------------------------------------------------------------------------
 
 

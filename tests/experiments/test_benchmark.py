@@ -101,6 +101,16 @@ def test_trace_rank_and_spectrum(peer, model, net, xs):
     same_matrices(peer(net, peers.tensor(xs)), model, xs)
 
 
+def test_cotangents_of_a_convolution(model, net):
+    layer, rng = model.convs[1], np.random.default_rng(0)
+    size = tuple(n - 2 for n in SHAPE[:2])
+    hs = rng.normal(size=(COUNT, *size, layer.kernel.shape[2]))
+    rows = rng.normal(size=(COUNT, 3, size[0] - 2, size[1] - 2, layer.kernel.shape[3]))
+    ours = nets.pulled(layer, hs, rows, block=2)
+    theirs = peers.pulled(peers.kernel_of(layer), peers.tensor(rows), (hs.shape[3], *size))
+    np.testing.assert_allclose(peers.array(theirs), ours, atol=1e-10)
+
+
 def test_the_plain_reference(model, xs):
     same_matrices(nets.plain(nets.StockCNN(model), xs), model, xs)
 
