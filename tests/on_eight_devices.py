@@ -15,6 +15,7 @@ from flax import nnx
 
 import foliax
 from foliax import sharding, zoo
+from foliax.apps import denoise, explain, generate, ood, transfer
 
 STEPS = {"max_steps": 20, "save_every": 10}
 
@@ -49,6 +50,25 @@ def brownian(model, xs, keys):
     )(xs, keys)
 
 
+def applications(xs, targets, keys):
+    """Return the functions of `foliax.apps` that work on many inputs, a few steps of each."""
+    medoids = jnp.asarray(targets[:2])
+    return {
+        "project_many": (
+            partial(denoise.project_many, max_steps=10), (xs, targets[:, None]),
+        ),
+        "scores": (lambda model, xs: ood.scores(model, xs, medoids, max_steps=10), (xs,)),
+        "diffusions": (
+            partial(generate.diffusions, time=0.1, num_steps=5, save_every=5), (xs, keys),
+        ),
+        "approaches": (
+            partial(generate.approaches, max_steps=10, save_every=10), (xs, targets),
+        ),
+        "explanations": (partial(explain.explanations, max_steps=5), (xs,)),
+        "spectra": (transfer.spectra, (xs,)),
+    }  # fmt: skip
+
+
 def main():
     model, data = zoo.load("digits_mlp"), zoo.load_digits()
     mesh = sharding.mesh()
@@ -68,6 +88,7 @@ def main():
             jax.vmap(partial(foliax.foot, max_steps=20), in_axes=(None, 0, 0)), (xs, targets),
         ),
         "brownian": (brownian, (xs, keys)),
+        **applications(xs, targets, keys),
     }  # fmt: skip
     told = {"devices": mesh.size}
     for name, (fn, inputs) in functions.items():

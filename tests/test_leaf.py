@@ -340,7 +340,7 @@ def test_a_trained_network_in_float32():
 # --- geodesics by the connection ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["linear", "tanh"])
+@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), "tanh"])
 def test_both_methods_agree_at_full_rank(name):
     case = CASES[name]
     v = 0.5 * foliax.project_leaf(case.model, case.x, cases.directions(case)[0])

@@ -64,11 +64,7 @@ def test_first_cell_installs_from_where_foliax_is(script):
     assert f'SOURCE = "{source}"' in first.source, "the address is that of [project.urls]"
 
 
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(s, id=s.stem, marks=pytest.mark.slow if s.stem[:2] in ("02", "03") else ())
-     for s in SCRIPTS],
-)  # fmt: skip
+@each_script
 def test_runs_at_smoke_size(script, tmp_path):
     environment = {
         **os.environ,

@@ -39,6 +39,7 @@ def told():
 
 FUNCTIONS = [
     "trace", "rank", "factor", "values", "project_leaf", "walks", "drifts", "foot", "brownian",
+    "project_many", "scores", "diffusions", "approaches", "explanations", "spectra",
 ]  # fmt: skip
 
 
