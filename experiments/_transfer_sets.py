@@ -83,7 +83,7 @@ def labelled_sets(
     }
     foreign, left_out = _foreign(dataset, wanted, others)
     if PADDED in foreign:
-        foreign |= _versions(model, dataset, PADDED, foreign[PADDED], wanted)
+        foreign |= _versions(model, dataset, "padded", foreign[PADDED], wanted)
     return found | foreign, left_out
 
 

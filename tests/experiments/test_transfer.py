@@ -150,9 +150,9 @@ def test_padded_digits_are_changed_as_its_own_data_are():
     model = zoo.MLP((784, 10), rngs=nnx.Rngs(0))
     wanted = WANTED._replace(train=8, test=4)
     digits = _transfer_sets._foreign(data, wanted, ())[0]["digits, padded"]
-    found = _transfer_sets._versions(model, data, "digits, padded", digits, wanted)
+    found = _transfer_sets._versions(model, data, "padded", digits, wanted)
     changes = ("mirrored", "permuted", "noisy", "adversarial")
-    assert list(found) == [f"digits, padded, {change}" for change in changes]
+    assert list(found) == [f"padded, {change}" for change in changes]
     mirrored, permuted, _, adversarial = found.values()
     np.testing.assert_array_equal(mirrored.test_x, digits.test_x[:, :, ::-1])
     np.testing.assert_allclose(np.sort(permuted.test_x.ravel()), np.sort(digits.test_x.ravel()))
