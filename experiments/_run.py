@@ -77,14 +77,19 @@ def in_parts(fn: Any, model: Any, *stacked: Any) -> Any:
         fn: A pure function of the model and stacked inputs to stacked results, row by row, e.g.
             `partial(foliax.walks, block=1)`. Its arrays may be bound by `partial`.
         model: The classifier.
-        *stacked: Arrays of N rows each.
+        *stacked: Arrays of N rows each, N ≥ 1.
 
     Returns:
         What fn returns for all rows, as NumPy's.
+
+    Raises:
+        ValueError: If there are no rows.
     """
     if isinstance(fn, partial):  # a pytree, whose arrays count
         fn = Partial(fn.func, *fn.args, **fn.keywords)
     shared, count = mesh(), len(stacked[0])
+    if not count:
+        raise ValueError("stacked must hold at least one row, got none")
     devices = 1 if shared is None else shared.size
     parts = devices * (max(1, _PARTS // devices) if on_cpu() else 1)
     size = -(-count // min(count, parts))

@@ -36,6 +36,11 @@ def test_parts_make_the_whole(count):
         np.testing.assert_allclose(found[name], values, rtol=1e-6)
 
 
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="stacked must hold at least one row, got none"):
+        in_parts(FN, MODEL, *rows(0))
+
+
 def journals(out):
     return sorted((out / ".parts").glob("*/sweep.json"))
 
