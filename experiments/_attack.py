@@ -92,8 +92,7 @@ def fooling(runs: dict[str, Callable], model: Any, xs: Any, seed: int) -> dict[s
     """Run `foolers` on images, each image with a seed of its own, in one program an attack."""
     rows = np.asarray(xs), seeds_of(seed, len(xs))
     size = min(64, len(xs))
-    options: dict[str, Any] = {"batch": size, "block": 8, "mesh": _run.mesh()}
-    return {name: foliax.sweep(run, model, rows, **options) for name, run in runs.items()}
+    return {name: _run.sweep(run, model, rows, batch=size, block=8) for name, run in runs.items()}
 
 
 def summary(found: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
@@ -167,7 +166,7 @@ def as_accurate(plain: Sequence[Hardened], accuracy: float) -> Hardened:
 def trace_numbers(model: Any, xs: Any) -> dict[str, float]:
     """Return mean and median of trace G over images."""
     shown = np.asarray(xs[:_TRAIN_SHOWN])
-    found = foliax.sweep(foliax.trace, model, shown, progress=False, mesh=_run.mesh())
+    found = _run.sweep(foliax.trace, model, shown, progress=False)
     return {"mean": float(np.mean(found)), "median": float(np.median(found))}
 
 

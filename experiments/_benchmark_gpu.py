@@ -53,9 +53,9 @@ def rates(bench: Bench, images: int, side: int) -> Row:
         if bench.has_torch:
             theirs = f"PyTorch's Jacobian, {dtype}"
             given: Any = getattr(torch, dtype)
-            net, images = peers.network(bench.model).to(given), peers.tensor(xs).to(given)
+            net, rows = peers.network(bench.model).to(given), peers.tensor(xs).to(given)
             contenders.append(
-                torch_contender(theirs, peers.factors_by_func, net, images, _CHUNK, units=work)
+                torch_contender(theirs, peers.factors_by_func, net, rows, _CHUNK, units=work)
             )
             ratios.append(Ratio(f"{own}: beside PyTorch's", (theirs,), (own,)))
 

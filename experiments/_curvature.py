@@ -97,7 +97,7 @@ def both(model: Any, x: Float[Array, "..."]) -> Routes:
 
 def over(function: Any, model: Any, xs: Any) -> Any:
     """Apply one of them to many images."""
-    return foliax.sweep(function, model, xs, batch=min(64, len(xs)), block=8, mesh=_run.mesh())
+    return _run.sweep(function, model, xs, batch=min(64, len(xs)), block=8)
 
 
 def exactly(function: Any, model: Any, xs: Any) -> Any:

@@ -15,10 +15,12 @@ from experiments._common import predict, quartiles
 from experiments._judge import Judge
 from foliax.apps import explain
 
+_AT_ONCE = 8  # images on an accelerator, with a walk for every class
+
 
 def explain_images(model: Any, xs: Any, *, step: float, max_steps: int) -> Any:
     """Explain many images, to numpy."""
-    block = 1 if _run.on_cpu() else len(xs) * 10
+    block = 1 if _run.on_cpu() else min(len(xs), _AT_ONCE) * 10
     fn = partial(explain.explanations, step=step, max_steps=max_steps, block=block)
     return _run.in_parts(fn, model, xs)
 

@@ -267,7 +267,7 @@ def gain(measured: Mapping[str, Any], over: str = "noise") -> dict[str, float]:
 
 def trace(model: Any, xs: Any) -> float:
     """Return the mean trace of G at images."""
-    found = foliax.sweep(foliax.trace, model, np.asarray(xs), progress=False, mesh=_run.mesh())
+    found = _run.sweep(foliax.trace, model, np.asarray(xs), progress=False)
     return float(np.mean(found))
 
 

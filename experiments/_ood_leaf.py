@@ -141,7 +141,7 @@ def _over(
     leaf: Leaf, xs: np.ndarray, family: str, references: ood.References, *, feet: bool
 ) -> dict[str, np.ndarray]:
     fn = partial(_against_all, references=references, **_options(leaf, feet=feet))
-    kept = _named(_run.in_parts(fn, leaf.model, xs))
+    kept = _named(_run.in_parts(fn, leaf.model, xs, rows=1 if feet else 4))
     found = {name: kept[name] for name in AT_X}
     for name, values in kept.items():
         if name not in AT_X:

@@ -1,7 +1,7 @@
 """One run of a script: its output folder, its devices, and what it says when it cannot go on.
 
-`in_parts` is how scripts run many paths: cut over the devices, and kept in the output folder part
-by part, so that a run that was stopped, at any moment, goes on where it was.
+`in_parts` and `sweep` are how scripts run what is long: cut over the devices, and kept in the
+output folder part by part, so that a run that was stopped at any moment goes on near where it was.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from foliax._folders import Busy, alone
 
 _MESH: ContextVar[Any] = ContextVar("mesh", default=None)
 _KEPT: ContextVar[Path | None] = ContextVar("kept", default=None)
-_PARTS = 16  # of a population, between which a run may be stopped without loss
+_KEPT_AT_ONCE = 8  # rows of a population on a CPU device, between two looks at the disk
 
 
 @contextmanager
@@ -70,14 +69,18 @@ def mesh() -> Any:
     return _MESH.get()
 
 
-def in_parts(fn: Any, model: Any, *stacked: Any) -> Any:
+def in_parts(fn: Any, model: Any, *stacked: Any, rows: int = 1) -> Any:
     """Return fn(model, *stacked) for many rows, in parts that all devices of the run share.
+
+    On a CPU parts are small, and always of one size: other numbers of rows do not compile again.
+    Elsewhere each device has one part.
 
     Args:
         fn: A pure function of the model and stacked inputs to stacked results, row by row, e.g.
-            `partial(foliax.walks, block=1)`. Its arrays may be bound by `partial`.
+            `partial(foliax.walks, block=1)`. Arrays and numbers may be bound by `partial`.
         model: The classifier.
         *stacked: Arrays of N rows each, N ≥ 1.
+        rows: Rows of a part on a CPU.
 
     Returns:
         What fn returns for all rows, as NumPy's.
@@ -85,25 +88,54 @@ def in_parts(fn: Any, model: Any, *stacked: Any) -> Any:
     Raises:
         ValueError: If there are no rows.
     """
-    if isinstance(fn, partial):  # a pytree, whose arrays count
-        fn = Partial(fn.func, *fn.args, **fn.keywords)
     shared, count = mesh(), len(stacked[0])
     if not count:
         raise ValueError("stacked must hold at least one row, got none")
     devices = 1 if shared is None else shared.size
-    parts = devices * (max(1, _PARTS // devices) if on_cpu() else 1)
-    size = -(-count // min(count, parts))
+    size, batch = (rows, _KEPT_AT_ONCE * devices) if on_cpu() else (-(-count // devices), devices)
     cut = tuple(_cut(np.asarray(rows), size) for rows in stacked)
-    found = foliax.sweep(
-        fn, model, cut, batch=devices, block=1, mesh=shared,
-        out=_folder(fn, model, cut, devices), progress=len(cut[0]) > 1,
-    )  # fmt: skip
-    return jax.tree.map(lambda leaf: np.array(leaf).reshape(-1, *leaf.shape[2:])[:count], found)
+    found = sweep(_with_arrays(fn, cut[0].dtype), model, cut, batch=batch, block=1)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+
+def sweep(fn: Any, model: Any, inputs: Any, **options: Any) -> Any:
+    """Run `foliax.sweep` over the devices of the run, and keep what is done until the run ends.
+
+    Args:
+        fn: As there.
+        model: As there.
+        inputs: As there.
+        **options: As there, without `out` and `mesh`.
+
+    Returns:
+        What it returns, in memory.
+    """
+    folder = _folder(fn, model, inputs, options)
+    run = partial(foliax.sweep, fn, model, inputs, mesh=mesh(), **options)
+    try:
+        found = run(out=folder)
+    except ValueError:
+        if folder is None or not folder.exists():
+            raise
+        shutil.rmtree(folder)  # what another program left, or what is damaged: nobody's result yet
+        found = run(out=folder)
+    return jax.tree.map(np.array, found)
 
 
 def on_cpu() -> bool:
     """Tell whether paths are best run one by one: on a CPU one alone is as fast."""
     return jax.default_backend() == "cpu"
+
+
+def _with_arrays(fn: Any, dtype: Any) -> Any:
+    """Return a function whose bound numbers are arrays, so that others do not compile again."""
+    if not isinstance(fn, partial):
+        return fn
+    bound = {
+        name: np.asarray(value, dtype) if isinstance(value, float) else value
+        for name, value in fn.keywords.items()
+    }
+    return Partial(fn.func, *fn.args, **bound)
 
 
 def _cut(rows: np.ndarray, size: int) -> np.ndarray:
@@ -113,14 +145,16 @@ def _cut(rows: np.ndarray, size: int) -> np.ndarray:
     return rows.reshape(-1, size, *rows.shape[1:])
 
 
-def _folder(fn: Any, model: Any, cut: Any, devices: int) -> Path | None:
-    """Return where these parts are kept: one folder for the same work, whatever asks for it."""
+def _folder(fn: Any, model: Any, inputs: Any, options: Any) -> Path | None:
+    """Return where a sweep is kept: one folder for the same work, whatever asks for it."""
     kept = _KEPT.get()
     if kept is None:
         return None
-    versions = [metadata.version(package) for package in ("foliax", "jax")]
-    said = f"{spelled(fn)} {digest_arrays((fn, model, cut))} {devices} {versions}"
-    return kept / hashlib.sha256(said.encode()).hexdigest()[:16]
+    if isinstance(fn, partial):  # a pytree, whose arrays count
+        fn = Partial(fn.func, *fn.args, **fn.keywords)
+    arrays = jax.tree.map(np.asarray, inputs)
+    said = f"{spelled(fn)} {digest_arrays((fn, model, arrays))} {sorted(options.items())}"
+    return kept / hashlib.sha256(f"{said} {mesh()}".encode()).hexdigest()[:16]
 
 
 @contextmanager

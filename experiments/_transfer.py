@@ -14,7 +14,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-import foliax
 from experiments import _run
 from experiments._common import quartiles
 from experiments._ood_baselines import outputs, penultimate
@@ -87,9 +86,8 @@ def measure(
     for name, labelled in bar:
         bar.set_postfix_str(name)
         xs = labelled.test_x[:images]
-        values = foliax.sweep(
-            _spectrum, model, xs, batch=min(_BATCH, images), progress=False, mesh=_run.mesh()
-        )
+        size = min(_BATCH, images)
+        values = _run.sweep(_spectrum, model, xs, batch=size, progress=False)
         layer, raw, *random = (
             retrained(
                 outputs(function, labelled.train_x),

@@ -3,6 +3,7 @@
 All are in the units that the network takes, (pixels − mean) / std with its own constants.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ _NOISE = {"noisy": 0.1, "very noisy": 0.4}  # deviations, pixel units
 _BLUR = 20  # the side over this is the deviation of the blur, at least 0.75 pixels
 _BLOCK = 256  # images of one compiled program
 _SMALL = 28  # digits are enlarged and padded where there is room
-_OF_OTHERS = ("mirrored", "permuted", "noisy", "adversarial")  # changes of what is not its own
+_OF_OTHERS = ("mirrored", "permuted", "noisy", "adversarial")  # the papers' changes, of others too
 
 
 class Labelled(NamedTuple):
@@ -75,11 +76,12 @@ def labelled_sets(
     if dataset.name in others:
         raise ValueError(f"others must not name the network's own data, {dataset.name!r}")
     own = Labelled(*_drawn(dataset, wanted), f"{dataset.name}, as it is")
-    train = _changed(model, dataset, own.train_x, own.train_y, wanted, 0)
-    test = _changed(model, dataset, own.test_x, own.test_y, wanted, 1)
+    says = _changes(dataset, wanted)
+    train = _changed(model, dataset, own.train_x, own.train_y, wanted, 0, names=tuple(says))
+    test = _changed(model, dataset, own.test_x, own.test_y, wanted, 1, names=tuple(says))
     found = {OWN: own} | {
-        name: Labelled(train[name], own.train_y, test[name], own.test_y, says)
-        for name, says in _changes(dataset, wanted).items()
+        name: Labelled(train[name], own.train_y, test[name], own.test_y, says[name])
+        for name in says
     }
     foreign, left_out = _foreign(dataset, wanted, others)
     if PADDED in foreign:
@@ -117,27 +119,30 @@ def _changes(dataset: Any, wanted: Wanted) -> dict[str, str]:
 
 
 def _changed(
-    model: Any, dataset: Any, xs: np.ndarray, labels: np.ndarray, wanted: Wanted, part: int
-) -> dict[str, np.ndarray]:
+    model: Any, dataset: Any, xs: np.ndarray, labels: np.ndarray, wanted: Wanted, part: int, *,
+    names: tuple[str, ...],
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the images of the training part (0) or the test part (1), changed, by name."""
     order = np.random.default_rng((wanted.seed, 1)).permutation(xs[0, ..., 0].size)
     pixels = xs.reshape(len(xs), len(order), -1)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(wanted.seed), part), len(_NOISE))
     length, blur = _length(dataset, wanted), _blur(dataset)
     blocks = [slice(i, i + _BLOCK) for i in range(0, len(xs), _BLOCK)]
-    found = {
-        "mirrored": dataset.mirrored(xs),
-        "turned": np.rot90(xs, axes=(1, 2)),
-        "inverted": dataset.from_pixels(1 - dataset.to_pixels(xs)),
-        "permuted": pixels[:, order].reshape(xs.shape),
+    ways: dict[str, Any] = {
+        "mirrored": lambda: dataset.mirrored(xs),
+        "turned": lambda: np.rot90(xs, axes=(1, 2)),
+        "inverted": lambda: dataset.from_pixels(1 - dataset.to_pixels(xs)),
+        "permuted": lambda: pixels[:, order].reshape(xs.shape),
         **{
-            name: dataset.noisy(xs, sigma, key)
+            name: partial(dataset.noisy, xs, sigma, key)
             for (name, sigma), key in zip(_NOISE.items(), keys, strict=True)
         },
-        "adversarial": np.concatenate([_attacked(model, xs[b], labels[b], length) for b in blocks]),
-        "blurred": gaussian_filter(xs, (0, blur, blur, 0), mode="nearest"),
+        "adversarial": lambda: np.concatenate(
+            [_attacked(model, xs[b], labels[b], length) for b in blocks]
+        ),
+        "blurred": lambda: gaussian_filter(xs, (0, blur, blur, 0), mode="nearest"),
     }
-    return {name: np.asarray(images, np.float32) for name, images in found.items()}
+    return {name: np.asarray(ways[name](), np.float32) for name in names}
 
 
 def _versions(
@@ -145,7 +150,15 @@ def _versions(
 ) -> dict[str, Labelled]:
     """Return another data set, changed; the adversarial steps are against the class predicted."""
     train, test = (
-        _changed(model, dataset, xs, np.argmax(outputs(model, xs), axis=1), wanted, part)
+        _changed(
+            model,
+            dataset,
+            xs,
+            np.argmax(outputs(model, xs), axis=1),
+            wanted,
+            part,
+            names=_OF_OTHERS,
+        )
         for part, xs in enumerate((known.train_x, known.test_x))
     )
     says = _changes(dataset, wanted)

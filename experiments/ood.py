@@ -171,7 +171,7 @@ def score(sets: data.Sets, config: Config, bar: Any, *, timed: bool) -> Scored:
 
 
 def _costs(known: Any, frames: Any, inside: np.ndarray) -> dict[str, float]:
-    """Return milliseconds an image, of programs that are compiled already."""
+    """Return milliseconds an image of programs that are compiled, with what hands them images."""
     xs = np.resize(inside, (_TIMED, *inside.shape[1:]))
     named = {
         ", ".join(names): lambda group=group: group(known, xs)

@@ -176,11 +176,16 @@ def defect(
         True
     """
     x = as_point(x)
-    moved, push = _linearized(transformation, x)
+    moved = _checked(transformation, x)
     options: dict[str, Any] = {"likelihood": likelihood, "chunk": chunk}
     here, there = (factor(model, at, **options) for at in (x, moved))
     vectors, targets = (frame(model, at, **options) for at in (x, moved))
-    # Rows of A and of the frame are tangent vectors: dg moves them.
+    # Rows of A and of the frame are tangent vectors: dg moves them, in their own precision.
+    linear = jax.linearize(transformation, x.astype(here.dtype))[1]
+
+    def push(rows: Float[Array, "r ..."]) -> Float[Array, "r n"]:
+        return jax.vmap(linear)(rows).reshape(len(rows), -1)
+
     turned = push(here.reshape(-1, *x.shape))
     carried = push(vectors.vectors)
     sizes = [jnp.linalg.norm(dot(a, a.T)) for a in (turned, there)]
@@ -197,23 +202,19 @@ def defect(
     )
 
 
-def _linearized(
-    transformation: Transformation, x: Float[Array, "..."]
-) -> tuple[Float[Array, "..."], Callable[[Float[Array, "r ..."]], Float[Array, "r n"]]]:
-    """Return gx, and dg at x on rows of tangent vectors."""
+def _checked(transformation: Transformation, x: Float[Array, "..."]) -> Float[Array, "..."]:
     if not callable(transformation):
         raise ValueError(
             "transformation must be a function from an input to one of its shape, as "
             f"equivariance.mirror, got {type(transformation).__name__}"
         )
-    moved, push = jax.linearize(transformation, x)
-    moved = as_point(moved, name="transformation(x)")
+    moved = as_point(transformation(x), name="transformation(x)")
     if moved.shape != x.shape:
         raise ValueError(
             f"transformation must keep the shape of x, {x.shape}, got {moved.shape}; a quarter "
             "turn needs a square image"
         )
-    return moved, lambda rows: jax.vmap(push)(rows).reshape(len(rows), -1)
+    return moved
 
 
 def _difference(a: Float[Array, "r n"], b: Float[Array, "r n"]) -> Float[Array, ""]:

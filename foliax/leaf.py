@@ -160,7 +160,7 @@ def distance(
     num_steps: Count = 64,
     solver: diffrax.AbstractSolver = diffrax.Heun(),  # noqa: B008
 ) -> Float[Array, ""]:
-    """Return how far apart x and y are in G's metric: how long the geodesic between them is.
+    """Return how long the geodesic is from x to the probabilities of y, or a lower bound of it.
 
     - `"sphere"`: 2 arccos Σ_i √(p_i q_i), the distance of p = p(x) and q = p(y) in the simplex.
       Where rank G = C − 1 it is the distance of points of one leaf that are not far apart: a local
@@ -168,7 +168,8 @@ def distance(
       lower bound. Never above π, and 0 for points of one kernel leaf. Computed as
       4 arcsin(½ |√p − √q|) from differences of the logits, accurate also where x is near y and
       where p is saturated.
-    - `"connection"`: the length of `geodesic` by that method, at any constant rank.
+    - `"connection"`: the length of `geodesic` by that method, at any constant rank; it ends on the
+      leaf of x, at y only where y is on it.
 
     Args:
         model: Callable pytree from one input to C logits; for "connection" twice differentiable.
@@ -196,7 +197,9 @@ def distance(
         >>> f"{far:.4f}"
         '3.1416'
     """
-    if method != "sphere":
+    check_choice(method, name="method", choices=("sphere", "connection"))
+    check_count(num_steps, name="num_steps")
+    if method == "connection":
         found = geodesic(model, x, y, method=method, num_steps=num_steps, solver=solver)
         return jnp.where(found.status == Status.arrived, found.length, jnp.nan)
     x = as_point(x)

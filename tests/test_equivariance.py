@@ -90,6 +90,15 @@ def test_tangent_vectors_move_by_the_derivative(g):
     assert max(map(float, defect(inverted, x, lambda x: 1 - x))) < 1e-10
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_measured_in_single(dtype):
+    model = Partial(cases.linear, (jnp.ones((2, 9), dtype).at[0, 0].set(2), jnp.zeros(2, dtype)))
+    found = defect(model, jnp.full(SHAPE, 0.5, dtype), mirror)
+    assert found.matrix.dtype == jnp.float32
+    assert 0 < float(found.matrix) < 2
+    assert float(found.stretch) < 1e-6
+
+
 def test_leaves_map_to_leaves():
     model, x, target = equivariance.averaged(network(), QUARTER_TURNS), image(), image(2)
     options = {"step": 0.05, "max_steps": 40, "save_every": 20}

@@ -116,6 +116,8 @@ alone = foliax.sweep(
     foliax.trace, model, data.test_x[:101], mesh=mesh, batch=40, progress=False
 )
 assert np.array_equal(found, again) and np.array_equal(found, alone)
+right = zoo.accuracy(model, data.test_x[:101], data.test_y[:101], mesh=mesh)
+assert right == zoo.accuracy(model, data.test_x[:101], data.test_y[:101])
 try:
     zoo.train(model, data, zoo.TrainConfig(epochs=1), mesh=mesh, progress=False)
 except ValueError as error:

@@ -26,9 +26,9 @@ class Attacked(NamedTuple):
         distance: ‖end − x‖, at most the budget.
         label: The class that was attacked.
         fooled: Whether the prediction at the end is another one.
-        status: A `foliax.Status`: completed; stalled where there was nothing to follow and x has
-            not moved (G or the gradient is 0, or the geodesic's method needs a higher rank);
-            invalid where x or the model's output is not finite.
+        status: A `foliax.Status`: completed; stalled where x has not moved though the budget is
+            not 0 (G or the gradient is 0, the geodesic's method needs a higher rank, the box holds
+            x, or the move is below rounding); invalid where x or the model's output is not finite.
     """
 
     end: Float[Array, "..."]
@@ -82,14 +82,14 @@ def slope(scene: Scene, y: Array) -> Array:
     return jax.grad(partial(doubt_of, scene))(y)
 
 
-def top(scene: Scene, y: Array) -> Array:
-    """Return the top eigenvector of G, flat; 0 where G is.
+def top(scene: Scene, y: Array) -> tuple[Array, Array]:
+    """Return √λ of the top eigenvalue λ of G, and its eigenvector, flat; 0 where G is.
 
-    From its factor, whose singular values are still there where their squares underflow.
+    From the factor, whose singular values are still there where their squares underflow.
     """
     q, r = qr(factor(scene.model, y.reshape(scene.x.shape)).T)
     u, s, _ = jnp.linalg.svd(r, full_matrices=False)
-    return jnp.where(s[0] > 0, dot(q, u[:, 0]), 0).astype(y.dtype)
+    return s[0], jnp.where(s[0] > 0, dot(q, u[:, 0]), 0).astype(y.dtype)
 
 
 def unit(v: Array) -> Array:

@@ -33,7 +33,6 @@ from foliax.apps._attack_scene import (
     top,
     unit,
 )
-from foliax.data_matrix import eigh
 from foliax.leaf import exponential
 
 __all__ = [
@@ -100,7 +99,7 @@ def spectral(
     def turn(state: Any, _: Any) -> Any:
         y, ahead = state
         y = y + length * ahead
-        found = top(scene, y)
+        found = top(scene, y)[1]
         # An eigenvector has no sign: the one that goes on.
         return (y, jnp.where(dot(found, ahead) < 0, -found, found)), None
 
@@ -108,7 +107,7 @@ def spectral(
         (y, last), _ = lax.scan(turn, (start, ahead), length=num_steps - 1)
         return reaching(start, y, last, scene.budget)
 
-    first = top(scene, start)
+    first = top(scene, start)[1]
     return better(scene, jax.vmap(one_way)(jnp.stack([first, -first])))
 
 
@@ -154,12 +153,12 @@ def geodesic(
     """
     check_count(num_steps, name="num_steps")
     scene = scene_of(model, x, budget, label, box)
-    values, vectors = eigh(model, scene.x, k=1)
+    root, first = top(scene, scene.x)
     # The geodesics of the sphere of radius 2 have left the simplex, one of its parts, before π.
-    speed = jnp.pi / jnp.sqrt(jnp.where(values[0] > 0, values[0], jnp.inf))
+    speed = jnp.pi / jnp.where(root > 0, root, jnp.inf)
 
     def one_way(sign: Array) -> Array:
-        velocity = (sign * speed).astype(scene.x.dtype) * vectors[0]
+        velocity = (sign * speed).astype(scene.x.dtype) * first.reshape(scene.x.shape)
         path = exponential(model, scene.x, velocity, method=method, num_steps=num_steps)
         return cut(path.points.reshape(num_steps + 1, -1), scene.budget)
 

@@ -77,8 +77,8 @@ def in_blocks(
     run = partial(function, model)
     if mesh is not None:
         run, block = partial(sharding.spread, function, model, mesh=mesh), block * mesh.size
-    results = [run(*parts) for parts in _blocks(block, *arrays)]
-    whole = jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts]), *results)
+    results = [sharding.gather(run(*parts)) for parts in _blocks(block, *arrays)]
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
     return jax.tree.map(lambda values: values[: len(arrays[0])], whole)
 
 

@@ -385,6 +385,7 @@ def test_rates_on_a_gpu_are_counted_in_operations():
     with jax.enable_x64(False):
         bench = Bench(digits_subject(), TINY, 2, 0)
         row = gpu.rates(bench, images=2, side=16)
+        assert row.title == "Jacobian of 2 images at once"
         found = method.measure("gpu", row, 1, 0)
         operations = gpu.forward_operations(bench.stock, bench.images(1)[0])
     products = 6 * 6 * 9 * 3 + 4 * 4 * 9 * 3 * 5 + 20 * 32 + 32 * 10

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,24 +62,52 @@ def test_parts_are_kept_until_the_run_ends(tmp_path):
     np.testing.assert_allclose(found["value"], 2 * rows(20)[0] @ np.arange(3) + rows(20)[1], 1e-5)
 
 
-def test_a_run_that_was_stopped_does_not_repeat_its_parts(tmp_path):
+def stopped(out):
+    """Stop a run after its population, and return what that was, and its journal."""
     found = []
 
-    def stopped():
-        with running("test", tmp_path):
+    def run():
+        with running("test", out):
             found.append(in_parts(FN, MODEL, *rows(20)))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stopped()
-    (journal,) = journals(tmp_path)
-    assert json.loads(journal.read_text())["done"] == 10  # parts of two rows
+        run()
+    (journal,) = journals(out)
+    return found[0], journal
+
+
+def test_a_run_that_was_stopped_does_not_repeat_its_parts(tmp_path):
+    first, journal = stopped(tmp_path)
+    assert json.loads(journal.read_text())["done"] == 20
     written = journal.stat().st_mtime_ns
     with running("test", tmp_path):
         again = in_parts(FN, MODEL, *rows(20))
         assert journals(tmp_path) == [journal]
         assert journal.stat().st_mtime_ns == written
-    np.testing.assert_array_equal(found[0]["value"], again["value"])
+    np.testing.assert_array_equal(first["value"], again["value"])
+
+
+def test_what_is_no_longer_as_it_was_left_is_computed_anew(tmp_path):
+    """A damaged file, or another program of the same name, costs time and not the run."""
+    first, journal = stopped(tmp_path)
+    (journal.parent / "value.npy").write_bytes(b"damaged")
+    with running("test", tmp_path):
+        again = in_parts(FN, MODEL, *rows(20))
+    np.testing.assert_array_equal(first["value"], again["value"])
+
+
+def test_other_numbers_of_rows_and_of_options_compile_nothing():
+    counted = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: counted.append(event) if "backend_compile" in event else None
+    )
+    in_parts(partial(scaled, scale=0.5), MODEL, *rows(20))
+    before = len(counted)
+    for count, scale in ((3, 0.5), (37, 0.5), (20, 0.25)):
+        found = in_parts(partial(scaled, scale=scale), MODEL, *rows(count))
+        assert found["value"].dtype == np.float32
+    assert len(counted) == before
 
 
 def test_without_a_run_nothing_is_kept(tmp_path, monkeypatch):
