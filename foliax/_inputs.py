@@ -27,17 +27,6 @@ def dot(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=_HIGHEST)
 
 
-def qr(a: Float[Array, "n r"]) -> tuple[Float[Array, "n m"], Float[Array, "m r"]]:
-    """Return Q and R, of which R waits for Q.
-
-    On CPU a batch of LAPACK calls waits for threads of the very pool that it runs in. Two batches
-    that do not depend on each other, as forming Q and decomposing R, may take all threads of a
-    small pool, and then each waits for ever.
-    """
-    q, r = jnp.linalg.qr(a)
-    return q, r + 0 * q[0, 0]  # not simplified away: for all XLA knows, Q is infinite
-
-
 def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
     """Return the input as a floating array, or say why it is none."""
     if isinstance(x, jax.Array) and not is_traced(x) and x.is_deleted():

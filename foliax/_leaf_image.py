@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from foliax import _lapack as lapack
 from foliax._inputs import dot, pullback, pushforward, working_dtype
 from foliax._rewrite import differentiable
 from foliax._row_space import RowSpace
@@ -80,7 +81,7 @@ def image(model: Model, x: Float[Array, "..."], likelihood: Likelihood) -> Image
     weights, rows = likelihood.factor(logits)
     # The rows of Lᵀ see only contrasts: rows = rows Hᵀ H.
     seen = weights[:, None] * dot(rows, likelihood.contrasts(logits).T)
-    u, s, vt = jnp.linalg.svd(dot(seen, dot(k, space.basis.T)), full_matrices=False)
+    u, s, vt = lapack.svd(dot(seen, dot(k, space.basis.T)))
     there = jnp.arange(s.size) < jnp.sum(space.mask)
     mask = there & counted(s, num_rows=k.shape[0]) & (s > 0)
     # A NaN is no dead direction: it must not be masked away.

@@ -13,7 +13,8 @@ from jax.custom_batching import custom_vmap
 from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 
-from foliax._inputs import dot, qr
+from foliax import _lapack as lapack
+from foliax._inputs import dot
 from foliax.data_matrix import counted
 
 _UNROLLED = 16  # rows up to which elimination is written out: one loop of LAPACK calls is slower
@@ -155,8 +156,8 @@ def _by_svd(k: Float[Array, "r n"], rtol: float | None = None) -> Parts:
     Unpivoted QR alone would keep spurious directions for dependent rows, and a whole frame for
     K = 0; here they are masked.
     """
-    q, r = qr(k.T)
-    u, s, vt = jnp.linalg.svd(r, full_matrices=False)
+    q, r = lapack.qr(k.T)
+    u, s, vt = lapack.svd(r)
     mask = counted(s, num_rows=k.shape[0], rtol=rtol)
     # A NaN is no dead direction: it must not be masked away.
     keep = (mask | ~jnp.all(jnp.isfinite(k)))[:, None]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from foliax import _lapack as lapack
 from foliax._inputs import (
     as_point,
     as_tangent,
@@ -24,7 +25,6 @@ from foliax._inputs import (
     pull_rows,
     pullback,
     pushforward,
-    qr,
     working_dtype,
 )
 from foliax._types import Count, EighMethod, Model
@@ -254,8 +254,8 @@ def eigh(
         values, vectors = lanczos(model, x, k, steps, likelihood)
     else:
         a = factor(model, x, likelihood=likelihood, chunk=chunk)
-        q, r = qr(a.T)
-        u, s, _ = jnp.linalg.svd(r, full_matrices=False)
+        q, r = lapack.qr(a.T)
+        u, s, _ = lapack.svd(r)
         values, vectors = s[:k] ** 2, dot(q, u[:, :k]).T
     return Eigen(values, vectors.reshape(k, *x.shape))
 
@@ -398,7 +398,7 @@ def quadratic(
 
 def singular_values(a: Float[Array, "r n"]) -> Float[Array, " m"]:
     """Return the min(r, n) singular values of a wide matrix, descending, through its triangle."""
-    return jnp.linalg.svd(jnp.linalg.qr(a.T, mode="r"), compute_uv=False)
+    return lapack.values(lapack.triangle(a.T))
 
 
 def default_rtol(num_rows: int, dtype: jnp.dtype) -> float:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from foliax import _lapack as lapack
 from foliax._inputs import as_point, dot
 from foliax._types import Count, Model
 from foliax.data_matrix import factor
@@ -219,7 +220,7 @@ def _checked(transformation: Transformation, x: Float[Array, "..."]) -> Float[Ar
 
 def _difference(a: Float[Array, "r n"], b: Float[Array, "r n"]) -> Float[Array, ""]:
     """Return ‖AᵀA − BᵀB‖ in the Frobenius norm."""
-    triangle = jnp.linalg.qr(jnp.concatenate([a, b]).T, mode="r")
+    triangle = lapack.triangle(jnp.concatenate([a, b]).T)
     signed = triangle * jnp.concatenate([jnp.ones(len(a)), -jnp.ones(len(b))]).astype(a.dtype)
     return jnp.linalg.norm(dot(signed, triangle.T))
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, qr, working_dtype
+from foliax import _lapack as lapack
+from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, working_dtype
 from foliax._types import Model
 from foliax.data_matrix import factor
 from foliax.domain import check_box
@@ -87,8 +88,8 @@ def top(scene: Scene, y: Array) -> tuple[Array, Array]:
 
     From the factor, whose singular values are still there where their squares underflow.
     """
-    q, r = qr(factor(scene.model, y.reshape(scene.x.shape)).T)
-    u, s, _ = jnp.linalg.svd(r, full_matrices=False)
+    q, r = lapack.qr(factor(scene.model, y.reshape(scene.x.shape)).T)
+    u, s, _ = lapack.svd(r)
     return s[0], jnp.where(s[0] > 0, dot(q, u[:, 0]), 0).astype(y.dtype)
 
 

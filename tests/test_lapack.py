@@ -1,0 +1,62 @@
+"""Decompositions: the stock ones in every way, but one matrix at a time under vmap on a CPU."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from foliax import _lapack as lapack
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STOCK = {
+    "qr": (lapack.qr, jnp.linalg.qr),
+    "triangle": (lapack.triangle, partial(jnp.linalg.qr, mode="r")),
+    "svd": (lapack.svd, partial(jnp.linalg.svd, full_matrices=False)),
+    "values": (lapack.values, partial(jnp.linalg.svd, compute_uv=False)),
+}
+
+
+@pytest.fixture(params=STOCK)
+def pair(request):
+    return STOCK[request.param]
+
+
+@pytest.fixture
+def batch():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 4)))
+
+
+def same(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_a_batch_is_its_members(pair, batch):
+    ours, stock = pair
+    same(ours(batch[0]), stock(batch[0]))
+    same(jax.jit(jax.vmap(ours))(batch), jax.vmap(stock)(batch))
+    twice = jnp.stack([batch, 2 * batch])
+    same(jax.vmap(jax.vmap(ours))(twice), jax.vmap(jax.vmap(stock))(twice))
+
+
+def test_derivatives_are_those_of_the_stock_ones(pair, batch):
+    def total(decompose):
+        return lambda a: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(decompose(a)))
+
+    ours, stock = map(total, pair)
+    same(jax.vmap(jax.grad(ours))(batch), jax.vmap(jax.grad(stock))(batch))
+    same(jax.jvp(ours, (batch[0],), (batch[1],)), jax.jvp(stock, (batch[0],), (batch[1],)))
+    same(jax.hessian(ours)(batch[0]), jax.hessian(stock)(batch[0]))
+
+
+def test_on_a_cpu_no_batch_goes_to_lapack(pair, batch):
+    """Two batches could wait for each other's threads for ever."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("a loop on CPUs alone")
+    program = str(jax.make_jaxpr(jax.vmap(pair[0]))(batch))
+    assert "scan" in program
+    assert "[3,5,4] = qr" not in program
+    assert "while" in jax.jit(jax.vmap(pair[0])).lower(batch).as_text()
