@@ -1,10 +1,11 @@
 """What tests/test_sharding.py runs in a process of its own, on eight virtual devices.
 
 Prints one JSON object: by the name of a function, its largest difference from one device, and how
-many rows of its result each device holds.
+many rows of its result each device holds. With the argument "applications", those of `foliax.apps`.
 """
 
 import json
+import sys
 import tempfile
 from functools import partial
 
@@ -88,12 +89,21 @@ def main():
             jax.vmap(partial(foliax.foot, max_steps=20), in_axes=(None, 0, 0)), (xs, targets),
         ),
         "brownian": (brownian, (xs, keys)),
-        **applications(xs, targets, keys),
     }  # fmt: skip
+    if "applications" in sys.argv:
+        functions = applications(xs, targets, keys)
     told = {"devices": mesh.size}
     for name, (fn, inputs) in functions.items():
         many = sharding.spread(fn, model, *inputs, mesh=mesh)
         told[name] = {"difference": difference(many, fn(model, *inputs)), "rows": rows(many)}
+    if "trace" in functions:
+        told |= the_rest(model, data, mesh, functions)
+    print(json.dumps(told))
+
+
+def the_rest(model, data, mesh, functions):
+    """Return what is said of odd numbers, sweeps, factors, jit, compilations and trainings."""
+    xs, told = data.test_x[:16], {}
     for count in (1, 5, 13):  # no multiples of the number of devices
         fn, inputs = functions["trace"][0], (xs[:count],)
         many = sharding.spread(fn, model, *inputs, mesh=mesh)
@@ -120,8 +130,7 @@ def main():
         "rows": rows(automatic),
     }
     told["compiled again"] = compilations(model, functions["walks"], mesh)
-    told |= trainings(data, mesh)
-    print(json.dumps(told))
+    return told | trainings(data, mesh)
 
 
 def trainings(data, mesh):

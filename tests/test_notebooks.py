@@ -64,7 +64,11 @@ def test_first_cell_installs_from_where_foliax_is(script):
     assert f'SOURCE = "{source}"' in first.source, "the address is that of [project.urls]"
 
 
-@each_script
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(s, id=s.stem, marks=pytest.mark.slow if s.stem[:2] == "02" else ())
+     for s in SCRIPTS],
+)  # fmt: skip
 def test_runs_at_smoke_size(script, tmp_path):
     environment = {
         **os.environ,

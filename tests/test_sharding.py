@@ -28,9 +28,13 @@ def environment(**more):
 @pytest.fixture(scope="module")
 def told():
     """Return what eight virtual devices of this machine say."""
+    return said()
+
+
+def said(*about):
     flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.on_eight_devices"],
+        [sys.executable, "-m", "tests.on_eight_devices", *about],
         capture_output=True, text=True, cwd=ROOT, env=environment(XLA_FLAGS=flags), timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -39,7 +43,6 @@ def told():
 
 FUNCTIONS = [
     "trace", "rank", "factor", "values", "project_leaf", "walks", "drifts", "foot", "brownian",
-    "project_many", "scores", "diffusions", "approaches", "explanations", "spectra",
 ]  # fmt: skip
 
 
@@ -52,6 +55,16 @@ def test_eight_devices_give_what_one_gives(told, name):
 @pytest.mark.parametrize("name", [*FUNCTIONS, "jit"])
 def test_every_device_holds_its_share(told, name):
     assert told[name]["rows"] == [[2] * NUM_DEVICES]
+
+
+@pytest.mark.slow
+def test_applications_are_shared_too():
+    found = said("applications")
+    assert found.pop("devices") == NUM_DEVICES
+    assert len(found) == 6
+    for one in found.values():
+        assert one["difference"] <= TOLERANCE
+        assert one["rows"] == [[2] * NUM_DEVICES]
 
 
 @pytest.mark.parametrize("name", ["trace of 1", "trace of 5", "trace of 13", "sweep", "jit"])
