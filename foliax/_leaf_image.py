@@ -79,8 +79,10 @@ def image(model: Model, x: Float[Array, "..."], likelihood: Likelihood) -> Image
     logits, k = contrast_jacobian(model, x, likelihood)
     space = RowSpace.of(k)
     weights, rows = likelihood.factor(logits)
-    # The rows of Lᵀ see only contrasts: rows = rows Hᵀ H.
-    seen = weights[:, None] * dot(rows, likelihood.contrasts(logits).T)
+    # The rows of Lᵀ see only contrasts: rows = rows H⁺ H. Those of H are orthogonal.
+    contrasts = likelihood.contrasts(logits)
+    sizes = jnp.sum(contrasts**2, axis=1)
+    seen = weights[:, None] * dot(rows, (contrasts / jnp.where(sizes > 0, sizes, 1)[:, None]).T)
     u, s, vt = lapack.svd(dot(seen, dot(k, space.basis.T)))
     there = jnp.arange(s.size) < jnp.sum(space.mask)
     mask = there & counted(s, num_rows=k.shape[0]) & (s > 0)

@@ -17,6 +17,7 @@ from foliax import _lapack as lapack
 from foliax._inputs import dot
 from foliax.data_matrix import counted
 
+_CERTAIN = 8  # a number counts where it is so many times its rounding
 _UNROLLED = 16  # rows up to which elimination is written out: one loop of LAPACK calls is slower
 
 
@@ -27,13 +28,14 @@ class RowSpace(eqx.Module):
         basis: B, (m, n): orthonormal rows, masked ones zero.
         inverse: (m, r), with inverse K = B: so K u = c means B u = inverse c.
         mask: (m,), false where a direction is numerically not there.
-        rounding: How far the basis may reach out of the row space, for rounding alone.
+        rounding: (m,) how far each row of the basis may reach out of the row space of K, for
+            rounding alone: eps × ‖K‖ × what a unit of K is multiplied by to get it.
     """
 
     basis: Float[Array, "m n"]
     inverse: Float[Array, "m r"]
     mask: Bool[Array, " m"]
-    rounding: Float[Array, ""]
+    rounding: Float[Array, " m"]
 
     @classmethod
     def of(cls, k: Float[Array, "r n"], rtol: float | None = None) -> "RowSpace":
@@ -43,8 +45,10 @@ class RowSpace(eqx.Module):
         """
         k = lax.stop_gradient(k)
         if rtol is not None or k.shape[0] > k.shape[1]:
-            return cls(*_by_svd(k, rtol))
-        return cls(*_decomposed(k))
+            basis, inverse, mask = _by_svd(k, rtol)
+        else:
+            basis, inverse, mask = _decomposed(k)
+        return cls(basis, inverse, mask, _rounding(k, inverse))
 
     def project(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """Project v orthogonally on the row space, K being held fixed."""
@@ -53,6 +57,17 @@ class RowSpace(eqx.Module):
     def project_through(self, k: Float[Array, "r n"], v: Float[Array, " n"]) -> Float[Array, " n"]:
         """Project v as `project` does, with derivatives in K too (at constant rank)."""
         return _project(self.basis, self.inverse, k, v)
+
+    def holds_part(self, v: Float[Array, " n"]) -> Bool[Array, ""]:
+        """Tell whether the projection of v is more than rounding, in some row of the basis."""
+        noise = _CERTAIN * self.rounding * jnp.linalg.norm(v)
+        return ~jnp.all(jnp.abs(dot(self.basis, v)) <= noise)
+
+    def misses_part(self, v: Float[Array, " n"], rest: Float[Array, " n"]) -> Bool[Array, ""]:
+        """Tell whether `rest`, what the projection leaves of v, is more than rounding."""
+        eps = jnp.finfo(v.dtype).eps
+        noise = jnp.linalg.norm(self.rounding * dot(self.basis, v)) + eps * jnp.linalg.norm(v)
+        return ~(jnp.linalg.norm(rest) <= _CERTAIN * noise)
 
     def through(self, k: Float[Array, "r n"]) -> "RowSpace":
         """Return the same row space with a basis that is differentiable in K.
@@ -98,7 +113,16 @@ def _project_jvp(primals, tangents):
 
 # --- decompositions ----------------------------------------------------------------------------
 
-Parts = tuple[Float[Array, "m n"], Float[Array, "m r"], Bool[Array, " m"], Float[Array, ""]]
+Parts = tuple[Float[Array, "m n"], Float[Array, "m r"], Bool[Array, " m"]]
+
+
+def _rounding(k: Float[Array, "r n"], inverse: Float[Array, "m r"]) -> Float[Array, " m"]:
+    """Return eps × the condition of each row of inverse K: ‖inverse_i‖ ‖K‖, at least 1.
+
+    A singular vector of K is that well determined, and no better: K itself is rounded.
+    """
+    condition = jnp.linalg.norm(inverse, axis=1) * jnp.linalg.norm(k)
+    return jnp.finfo(k.dtype).eps * jnp.maximum(condition, 1)
 
 
 @custom_vmap
@@ -113,7 +137,7 @@ def _many_decomposed(axis_size: int, mapped: list[bool], ks: Float[Array, "b r n
     del axis_size, mapped  # the only argument is mapped, or there were no rule to ask for
     parts, good = jax.vmap(_by_gram)(ks)
     found = lax.cond(jnp.all(good), lambda: parts, lambda: jax.vmap(_by_svd)(ks))
-    return found, (True, True, True, True)
+    return found, (True, True, True)
 
 
 def _by_gram(k: Float[Array, "r n"]) -> tuple[Parts, Bool[Array, ""]]:
@@ -131,9 +155,7 @@ def _by_gram(k: Float[Array, "r n"]) -> tuple[Parts, Bool[Array, ""]]:
     eps = jnp.finfo(k.dtype).eps
     # Compared one by one: a maximum over NaN need not be NaN in a compiled program.
     good = jnp.all(jnp.abs(overlap - eye) <= jnp.sqrt(eps))
-    rounding = eps * jnp.sqrt(jnp.sum(inverse**2) * jnp.trace(gram) / len(k))
-    mask = jnp.ones(len(k), bool)
-    return (dot(nearer, basis), dot(nearer, inverse), mask, rounding), good
+    return (dot(nearer, basis), dot(nearer, inverse), jnp.ones(len(k), bool)), good
 
 
 def _inverse_cholesky(gram: Float[Array, "r r"]) -> Float[Array, "r r"]:
@@ -163,4 +185,4 @@ def _by_svd(k: Float[Array, "r n"], rtol: float | None = None) -> Parts:
     keep = (mask | ~jnp.all(jnp.isfinite(k)))[:, None]
     basis = jnp.where(keep, dot(q, u).T, 0)
     inverse = jnp.where(keep, vt / jnp.where(mask, s, 1)[:, None], 0)
-    return basis, inverse, mask, jnp.asarray(jnp.finfo(k.dtype).eps, k.dtype)
+    return basis, inverse, mask

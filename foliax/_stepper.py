@@ -11,16 +11,17 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from foliax._inputs import as_time, dot
-from foliax._level_set import free_direction, onto_level_set
+from foliax._level_set import free_direction, onto_level_set, resolution
 from foliax._row_space import RowSpace
 from foliax.domain import Box
 from foliax.foliation import contrast_jacobian
 from foliax.path import Path, Status
 
 _RUNNING = -1.0
+_THIN = 10  # D is thin where a random direction has less than 1 / _THIN of its length in it
 _REVERSAL = 0.9  # cosine, negative: a step back along the last one
 _NUMBERS = (
     "steps", "distance", "tangent_fraction", "drift", "dimension", "box_excess", "leaf_defect",
@@ -64,9 +65,8 @@ class Scene(eqx.Module):
         return self.goal - x if self.plan.toward else self.goal
 
     def resolution(self) -> Float[Array, ""]:
-        """Return how finely the logits of this model resolve."""
-        eps = max(jnp.finfo(self.dtype).eps, jnp.finfo(self.start.dtype).eps)
-        return 4 * eps * (1 + jnp.max(jnp.abs(self.start_logits)))
+        """Return how finely the contrasts of this model's logits resolve."""
+        return resolution(self.likelihood, self.start_logits, self.dtype)
 
     def defect(self, logits: Float[Array, " c"]) -> Float[Array, " r"]:
         contrasts = self.likelihood.contrasts(logits)
@@ -90,6 +90,7 @@ class _State(eqx.Module):
     space: RowSpace
     velocity: Float[Array, " n"]  # per step
     tangent_fraction: Float[Array, ""]
+    followable: Float[Array, ""]  # whether the velocity is more than rounding
     distance: Float[Array, ""]
     moved: Float[Array, ""]  # by the last step
     off_leaf: Float[Array, ""]
@@ -173,7 +174,7 @@ class LeafStepper(diffrax.AbstractSolver):
 
         def rate(t: Any, x: Array, args: Any) -> Array:
             del t, args
-            return _velocity(scene, x, *_seen(scene, x)[1:])[0]
+            return _heading(scene, x, *_seen(scene, x)[1:]).velocity
 
         term = diffrax.ODETerm(rate)
         state = self.solver.init(term, t0, t1, y0.x, None)
@@ -237,41 +238,48 @@ def _first(scene: Scene) -> _State:
         jnp.zeros((m, x.size), x.dtype),
         jnp.zeros((m, num_rows), x.dtype),
         jnp.zeros(m, bool),
-        zero,
+        jnp.zeros(m, x.dtype),
     )
     blank = _State(
         x=x, logits=scene.start_logits, space=nothing, velocity=jnp.zeros_like(x),
-        tangent_fraction=zero, distance=zero, moved=zero, off_leaf=zero, best=x,
+        tangent_fraction=zero, followable=zero, distance=zero, moved=zero, off_leaf=zero, best=x,
         least=zero + jnp.inf, kicks_left=zero + scene.plan.kicks,
         num_steps=zero - 1, status=zero + _RUNNING,
     )  # fmt: skip
     state = _look(scene, x, blank)
-    return eqx.tree_at(lambda s: s.num_steps, state, zero)
+    status = state.status
+    if scene.box is not None:
+        misplaced = (status != Status.invalid) & ~scene.box.holds(x)
+        status = jnp.where(misplaced, Status.outside, status).astype(status.dtype)
+    return eqx.tree_at(lambda s: (s.num_steps, s.status), state, (zero, status))
 
 
 def _measure(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
     """Look at the model at x: one Jacobian."""
     plan = scene.plan
     logits, k, space = _seen(scene, x)
-    velocity, fraction, whole = _velocity(scene, x, k, space)
-    distance = whole if plan.toward else _norm(x - scene.start)
+    heading = _heading(scene, x, k, space)
+    distance = heading.whole if plan.toward else _norm(x - scene.start)
     moved = x - before.x
+    # Near the foot distances agree to rounding while points still move: the later one is meant.
+    nearest = distance <= before.least * (1 + 8 * jnp.finfo(x.dtype).eps)
     state = _State(
         x=x,
         logits=logits,
         space=space,
-        velocity=velocity,
-        tangent_fraction=fraction,
+        velocity=heading.velocity,
+        tangent_fraction=heading.tangent_fraction,
+        followable=heading.followable.astype(x.dtype),
         distance=distance,
         moved=_norm(moved),
         off_leaf=before.off_leaf + _norm(moved - before.space.project(moved)),
-        best=jnp.where(distance < before.least, x, before.best) if plan.toward else x,
+        best=jnp.where(nearest, x, before.best) if plan.toward else x,
         least=jnp.minimum(distance, before.least),
         num_steps=before.num_steps + 1,
         kicks_left=before.kicks_left,
         status=before.status,
     )
-    verdict = _verdict(scene, state, turned=_turned_back(velocity, before.velocity))
+    verdict = _verdict(scene, state, turned=_turned_back(state.velocity, before.velocity))
     state = eqx.tree_at(lambda s: s.status, state, verdict)
     return _kicked(scene, state) if plan.kicks else state
 
@@ -283,18 +291,28 @@ def _seen(scene: Scene, x: Float[Array, " n"]) -> tuple[Array, Array, RowSpace]:
     return logits, k, RowSpace.of(k)
 
 
-def _velocity(
-    scene: Scene, x: Array, k: Array, space: RowSpace
-) -> tuple[Float[Array, " n"], Float[Array, ""], Float[Array, ""]]:
-    """Return the velocity per step, the tangent fraction, and the length of the direction."""
+class _Heading(NamedTuple):
+    """Where a walk goes on from a point."""
+
+    velocity: Float[Array, " n"]  # per step
+    tangent_fraction: Float[Array, ""]
+    whole: Float[Array, ""]  # length of the direction that is projected
+    followable: Bool[Array, ""]
+
+
+def _heading(scene: Scene, x: Array, k: Array, space: RowSpace) -> _Heading:
+    """Project the direction at x and scale it to a step."""
     plan = scene.plan
     direction = scene.direction(x)
     if plan.along == "leaf":
         along = space.project_through(k, direction)
-    elif plan.published:
-        along = direction - space.project_through(k, direction)
+        followable = space.holds_part(direction)
     else:
-        along = free_direction(space.through(k), direction, x, scene.box)
+        if plan.published:
+            along = direction - space.project_through(k, direction)
+        else:
+            along = free_direction(space.through(k), direction, x, scene.box)
+        followable = space.misses_part(direction, along)
     length, whole = _norm(along), _norm(direction)
     unit = scene.step / jnp.where(length > 0, length, 1)
     if plan.gradient:
@@ -303,7 +321,7 @@ def _velocity(
         speed = jnp.minimum(unit, 1)  # no farther than the foot
     else:
         speed = unit
-    return along * speed, length / jnp.where(whole > 0, whole, 1), whole
+    return _Heading(along * speed, length / jnp.where(whole > 0, whole, 1), whole, followable)
 
 
 def _verdict(scene: Scene, state: _State, turned: Array) -> Float[Array, ""]:
@@ -315,7 +333,7 @@ def _verdict(scene: Scene, state: _State, turned: Array) -> Float[Array, ""]:
         return jnp.where(arrived, Status.arrived, code).astype(code.dtype)
     # What rounding leaves of a vector is no direction to follow. A velocity that turns round has
     # passed the point where there is none.
-    ended = state.tangent_fraction <= 16 * state.space.rounding
+    ended = state.followable == 0
     if not plan.kicks:
         ended |= turned
     end = Status.stalled
@@ -326,9 +344,25 @@ def _verdict(scene: Scene, state: _State, turned: Array) -> Float[Array, ""]:
             end = jnp.where(touches, Status.boundary, Status.stalled)
     code = jnp.where(ended, end, code)
     if plan.toward:
-        code = jnp.where(state.tangent_fraction < scene.stall, Status.stalled, code)
+        code = jnp.where(_at_foot(scene, state), Status.stalled, code)
         code = jnp.where(state.distance <= scene.arrival, Status.arrived, code)
     return code.astype(state.status.dtype)
+
+
+def _at_foot(scene: Scene, state: _State) -> Bool[Array, ""]:
+    """Tell whether D, or ker G, holds too little of the direction to go on.
+
+    A random direction has √(d/n) of its length in a space of d dimensions: where that is small, so
+    is what counts as little. Nor has a walk stalled while a whole step is left to the foot.
+    """
+    n = state.x.size
+    d = jnp.sum(state.space.mask, dtype=state.x.dtype)
+    d = d if scene.plan.along == "leaf" else n - d
+    little = scene.stall * jnp.minimum(1, _THIN * jnp.sqrt(d / n))
+    stalled = state.tangent_fraction < little
+    if not scene.plan.gradient:
+        stalled &= state.tangent_fraction * state.distance <= scene.step
+    return stalled
 
 
 def _turned_back(velocity: Float[Array, " n"], before: Float[Array, " n"]) -> Array:

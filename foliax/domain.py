@@ -6,7 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
+
+_ROUNDING = 16  # times eps: what normalising and clipping leave
 
 
 class Box(eqx.Module):
@@ -53,27 +55,58 @@ class Box(eqx.Module):
         x = jnp.asarray(x)
         return jnp.max(jnp.abs(x - self.clip(x)))
 
+    def holds(self, x: ArrayLike) -> Bool[Array, ""]:
+        """Tell whether x lies in the box, up to the rounding of its bounds and of itself."""
+        x = jnp.asarray(x)
+        nearest = self.clip(x)
+        size = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(nearest)))
+        return jnp.max(jnp.abs(x - nearest)) <= _ROUNDING * jnp.finfo(x.dtype).eps * size
 
-def check_box(box: Any, x: Array) -> None:
-    """Refuse what is no Box, or one whose bounds do not broadcast to x."""
+
+def check_box(box: Any, x: Array, *, name: str = "x") -> None:
+    """Refuse what is no Box, bounds that do not broadcast to x, and an x that lies outside.
+
+    Where x or the box is traced, the last is for the caller to find out with `Box.holds`.
+    """
     if box is None:
         return
     if not isinstance(box, Box):
         raise ValueError(f"box must be a foliax.Box or None, got {type(box).__name__}")
-    for name, bound in (("lower", box.lower), ("upper", box.upper)):
+    for side, bound in (("lower", box.lower), ("upper", box.upper)):
         try:
             fits = np.broadcast_shapes(bound.shape, x.shape) == x.shape
         except ValueError:
             fits = False
         if not fits:
             raise ValueError(
-                f"box.{name} must broadcast to the shape of x, {x.shape}, got {bound.shape}"
+                f"box.{side} must broadcast to the shape of x, {x.shape}, got {bound.shape}"
             )
+    check_inside(box, x, name=name)
+
+
+def check_inside(box: Box, x: Array, *, name: str = "x") -> None:
+    """Refuse a start, or several, outside the box, where it can be seen."""
+    if any(isinstance(a, Tracer) for a in (x, box.lower, box.upper)) or not np.all(np.isfinite(x)):
+        return
+    if not box.holds(x):
+        raise ValueError(
+            f"{name} must start inside the box, which runs from {_least(box.lower)} to "
+            f"{_most(box.upper)}, got values from {_least(x)} to {_most(x)}; a box is in the "
+            f"units of x: for normalised images take data.box, or clip with box.clip({name})"
+        )
 
 
 def _float_dtype(bound: ArrayLike) -> jnp.dtype:
     dtype = jnp.result_type(bound)
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+
+
+def _least(values: Array) -> str:
+    return f"{float(np.min(values)):.4g}"
+
+
+def _most(values: Array) -> str:
+    return f"{float(np.max(values)):.4g}"
 
 
 def _brief(bound: Array) -> str:

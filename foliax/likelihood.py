@@ -28,7 +28,14 @@ class Likelihood(Protocol):
         ...
 
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "r c"]:
-        """Return orthonormal rows spanning the functions of the logits the distribution sees."""
+        """Return orthogonal rows spanning the functions of the logits the distribution sees.
+
+        A contrast of 1 is a change that the distribution shows, in whatever units the logits are.
+        """
+        ...
+
+    def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
+        """Return the change of each logit that the distribution shows: 1, or its standard deviation."""
         ...
 
     def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
@@ -87,6 +94,10 @@ class Categorical(eqx.Module):
         rows = np.where(j < k, 1.0, np.where(j == k, -k, 0.0)) / np.sqrt(k * (k + 1.0))
         return jnp.asarray(rows, dtype=logits.dtype)
 
+    def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
+        """Return ones: probabilities change by their own size where a logit changes by 1."""
+        return jnp.ones_like(logits)
+
     def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
         """Return p = softmax(logits)."""
         return jax.nn.softmax(logits)
@@ -137,6 +148,10 @@ class Bernoulli(eqx.Module):
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
         """Return the identity: every logit is seen."""
         return jnp.eye(logits.size, dtype=logits.dtype)
+
+    def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
+        """Return ones: probabilities change by their own size where a logit changes by 1."""
+        return jnp.ones_like(logits)
 
     def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
         """Return p = σ(logits), one a label."""
@@ -199,8 +214,12 @@ class Gaussian(eqx.Module):
         return weights, jnp.eye(logits.size, dtype=logits.dtype)
 
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
-        """Return the identity: every output is seen."""
-        return jnp.eye(logits.size, dtype=logits.dtype)
+        """Return diag(1 / scale): every output is seen, in its standard deviations."""
+        return jnp.diag(self.factor(logits)[0])
+
+    def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
+        """Return the standard deviations."""
+        return jnp.broadcast_to(jnp.asarray(self.scale, logits.dtype), logits.shape)
 
     def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
         """Return the means: what is conserved along kernel leaves."""

@@ -17,6 +17,7 @@ class Status(enum.IntEnum):
         out_of_steps: `max_steps` were not enough, rejected ones included.
         boundary: The domain leaves no direction to go on in.
         invalid: x, the target or the model's output is not finite.
+        outside: x lies outside the box, which was not known before the program ran.
     """
 
     arrived = 0
@@ -25,6 +26,7 @@ class Status(enum.IntEnum):
     out_of_steps = 3
     boundary = 4
     invalid = 5
+    outside = 6
 
 
 class Path(eqx.Module):
@@ -45,7 +47,8 @@ class Path(eqx.Module):
             logits − those of the start|, which the leaf conserves. Along the leaf: the summed
             length of what the steps had outside D (what clipping added).
         end: (*x.shape) the last point.
-        best: (*x.shape) the point nearest to the target; of a drift, the last.
+        best: (*x.shape) the point nearest to the target, the latest of those that are as near to
+            rounding; of a drift, the last.
         num_steps: () int32.
         num_attempts: () int32, the steps tried: `num_steps` and those that an adaptive controller
             rejected.

@@ -21,7 +21,7 @@ from foliax._inputs import (
     pullback,
     working_dtype,
 )
-from foliax._level_set import onto_level_set
+from foliax._level_set import onto_level_set, resolution
 from foliax._row_space import RowSpace
 from foliax._types import Along, Count, Metric, Model
 from foliax.foliation import contrast_jacobian
@@ -253,9 +253,8 @@ def _back(scene: _Scene, x: Array, moved: Array) -> Array:
         logits = scene.model(scene.shaped(y)).astype(y.dtype)
         return contrasts @ (logits - scene.start_logits)
 
-    eps = jnp.finfo(scene.dtype).eps
-    resolution = 4 * eps * (1 + jnp.max(jnp.abs(scene.start_logits)))
-    return onto_level_set(RowSpace.of(k.astype(x.dtype)), defect, x, moved, None, resolution)
+    finest = resolution(scene.likelihood, scene.start_logits, scene.dtype)
+    return onto_level_set(RowSpace.of(k.astype(x.dtype)), defect, x, moved, None, finest)
 
 
 def _at_boundary(t: Any, y: Array, scene: _Scene, **_: Any) -> Array:

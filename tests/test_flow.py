@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import Box, Status
+from tests import cases
 from tests.cases import CASES, central_difference, leaf_projector, random_like
 from tests.tolerance import assert_close
 
@@ -349,11 +350,89 @@ def test_exact_kernel_drift_without_a_box():
     assert float(path.box_excess.max()) == 0
 
 
-def test_exact_kernel_drift_starts_inside_when_x_does_not():
-    x = jnp.where(jnp.arange(5) == 0, 2.0, X)
-    path = drift(make(), x, V, bound=1.5)
-    assert float(path.box_excess[0]) == 0.5
-    assert float(path.box_excess[-1]) == 0
+OUTSIDE = jnp.where(jnp.arange(5) == 0, 2.0, X)
+
+
+@pytest.mark.parametrize("along", ["leaf", "kernel"])
+def test_a_start_outside_the_box_is_refused(along):
+    message = r"inside the box, which runs from -1.5 to 1.5, got values from .* to 2; .* data.box"
+    options = {"box": Box(-1.5, 1.5), "max_steps": 2, "along": along}
+    with pytest.raises(ValueError, match=message):
+        foliax.drift(make(), OUTSIDE, V, **options)
+    with pytest.raises(ValueError, match=r"xs must start inside the box"):
+        foliax.walks(make(), jnp.stack([X, OUTSIDE]), jnp.stack([X, X]), box=foliax.Box(-1.5, 1.5))
+    rounded = jnp.where(jnp.arange(5) == 0, 1.5 * (1 + 4 * jnp.finfo(X.dtype).eps), X)
+    assert int(foliax.drift(make(), rounded, V, **options).num_steps) > 0
+    foliax.walk(make(), X, OUTSIDE, **options)  # a target may be
+
+
+def test_a_traced_start_outside_the_box_is_a_status():
+    traced = jax.vmap(lambda x: drift(make(), x, V, bound=1.5))
+    path = traced(jnp.stack([OUTSIDE, X]))
+    assert path.status.tolist()[0] == Status.outside
+    assert path.status.tolist()[1] != Status.outside
+    assert path.num_steps.tolist()[0] == 0
+    np.testing.assert_array_equal(path.end[0], OUTSIDE)
+
+
+def test_the_foot_is_one_at_any_size():
+    """Of linear models, where it is known: relative to the way there, for thin leaves too."""
+    for n, c in ((2, 2), (16, 10), (784, 10), (150_528, 10)):
+        rng = np.random.default_rng(n)
+        weight = rng.normal(size=(c, n)) / np.sqrt(n)
+        x, target = rng.normal(size=(2, n))
+        frame, _ = np.linalg.qr((weight - weight.mean(0))[: c - 1].T)
+        way = frame @ (frame.T @ (target - x))
+        model = Partial(lambda w, x: w @ x, jnp.asarray(weight, "float32"))
+        x32, target32 = (jnp.asarray(point, "float32") for point in (x, target))
+        path = foliax.walk(model, x32, target32, max_steps=1000, save_every=1000, arrival=0.0)
+        found = foliax.foot(model, target32, x32)
+        for point, status, share in (
+            (path.best, path.status, 0.03),
+            (found.point, found.status, 1e-3),
+        ):
+            assert status == Status.stalled
+            missed = np.linalg.norm(np.asarray(point, np.float64) - x - way)
+            assert missed <= share * np.linalg.norm(way)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3])
+def test_the_path_does_not_depend_on_the_unit_of_the_outputs(scale):
+    (inner, outer) = CASES["tanh"].model.args[0]
+
+    def drifted(scale):
+        model = Partial(cases.tanh_mlp, (inner, jax.tree.map(lambda w: scale * w, outer)))
+        return foliax.drift(
+            model,
+            X,
+            V,
+            along="kernel",
+            max_steps=50,
+            likelihood=foliax.Gaussian(jnp.asarray(scale)),
+        )
+
+    one, other = drifted(1.0), drifted(scale)
+    assert one.status == other.status
+    np.testing.assert_allclose(one.points, other.points, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(other.drift / scale, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("condition", [1e3, 1e4])
+def test_a_direction_in_the_kernel_is_not_followed_along_the_leaf(condition):
+    rng = np.random.default_rng(0)
+    right, _ = np.linalg.qr(rng.normal(size=(40, 6)))
+    weight = jnp.asarray(np.diag(np.geomspace(1, 1 / condition, 5)) @ right[:, :5].T, "float32")
+    model = Partial(lambda w, x: jnp.append(w @ x, 0.0), weight)
+    path = foliax.drift(model, jnp.zeros(40, "float32"), jnp.asarray(right[:, 5], "float32"))
+    assert path.status == Status.stalled
+    assert int(path.num_steps) == 0
+
+
+def test_kicks_are_not_the_same_for_all_walks():
+    options = {"max_steps": 60, "save_every": 1, "arrival": 0.0, "kicks": 1, "kick": 0.5}
+    xs, targets = jnp.stack([X, X]), jnp.stack([X + V, X + V])
+    paths = foliax.walks(make(), xs, targets, key=jax.random.key(0), **options)
+    assert float(jnp.max(jnp.abs(paths.points[0] - paths.points[1]))) > 1e-3
 
 
 # Batches, compilation, derivatives.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from foliax._row_space import RowSpace, _by_gram, _by_svd, _decomposed
+from foliax._row_space import RowSpace, _by_gram, _by_svd, _decomposed, _rounding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -25,15 +25,16 @@ def matrix_of(rows, columns, condition, seed=0):
 @pytest.mark.parametrize("condition", [1, 30, 1e3])
 def test_both_ways_span_the_same(rows, columns, condition):
     k = matrix_of(rows, columns, condition)
-    (basis, inverse, mask, rounding), good = jax.jit(_by_gram)(k)
+    (basis, inverse, mask), good = jax.jit(_by_gram)(k)
+    rounding = float(jnp.max(_rounding(k, inverse)))
     assert good
     assert bool(jnp.all(mask))
     expected, *_ = _by_svd(k)
-    size = 10 * float(rounding)
+    size = 10 * rounding
     np.testing.assert_allclose(basis @ basis.T, np.eye(rows), atol=size)
     np.testing.assert_allclose(basis.T @ basis, expected.T @ expected, atol=size)
     np.testing.assert_allclose(inverse @ k, basis, atol=size)
-    assert float(rounding) <= 2 * np.sqrt(rows) * condition * np.finfo(float).eps
+    assert rounding <= 2 * np.sqrt(rows) * condition * np.finfo(float).eps
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -65,7 +66,8 @@ DEFECTIVE = {
 def test_the_rest_is_left_to_svd(name, jit):
     k = DEFECTIVE[name]
     of = jax.jit(RowSpace.of) if jit else RowSpace.of
-    for found, expected in zip(jax.tree.leaves(of(k)), _by_svd(k), strict=True):
+    space = of(k)
+    for found, expected in zip((space.basis, space.inverse, space.mask), _by_svd(k), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
@@ -140,3 +142,33 @@ def test_an_rtol_is_counted_by_svd():
     k = matrix_of(4, 9, 1e3)
     found = jax.jit(partial(RowSpace.of, rtol=1e-3))(k)
     assert int(jnp.sum(found.mask)) == 2
+
+
+@pytest.mark.parametrize("rows", [3, 9])
+@pytest.mark.parametrize("condition", [1, 1e2, 1e3, 1e4])
+def test_rounding_says_how_far_the_basis_leaves_the_row_space(rows, condition):
+    """By either way, against the row space in float64: within 4 times what is said, and near it."""
+    k = matrix_of(rows, 64, condition).astype("float32")
+    exact, _ = np.linalg.qr(np.asarray(k, np.float64).T)
+    (gram, good), by_svd = _by_gram(k), _by_svd(k)
+    for basis, inverse, _ in [gram, by_svd] if good else [by_svd]:
+        basis = np.asarray(basis, np.float64)
+        outside = np.linalg.norm(basis - basis @ exact @ exact.T, axis=1)
+        said = np.asarray(_rounding(k, inverse))
+        assert np.all(outside <= 4 * said)
+        assert np.max(said) <= 200 * np.max(outside)
+        assert np.max(said) <= 4 * np.sqrt(rows) * condition * np.finfo("float32").eps
+
+
+@pytest.mark.parametrize("condition", [1, 1e3, 1e4])
+def test_what_is_held_and_what_is_missed_is_more_than_rounding(condition):
+    k = matrix_of(5, 40, condition).astype("float32")
+    space = RowSpace.of(k)
+    exact, _ = np.linalg.qr(np.asarray(k, np.float64).T)
+    v = np.random.default_rng(1).normal(size=40)
+    inside, across = exact @ (exact.T @ v), v - exact @ (exact.T @ v)
+    for vector, held, missed in ((v, True, True), (inside, True, False), (across, False, True)):
+        vector = jnp.asarray(vector, "float32")
+        assert bool(space.holds_part(vector)) is held
+        assert bool(space.misses_part(vector, vector - space.project(vector))) is missed
+    assert not space.holds_part(jnp.zeros(40, "float32"))
