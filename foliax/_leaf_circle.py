@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from foliax.likelihood import _log_mean_exp
+from foliax.likelihood import Categorical, _log_mean_exp
 
 _EDGE = 1e-3  # share of the way to the edge of the simplex at which a circle that leaves it stops
 
@@ -62,6 +62,7 @@ def circle_from(logits: Float[Array, " c"], slope: Float[Array, " c"]) -> Circle
     the first factor vanishes.
     """
     p = jax.nn.softmax(logits)
+    slope = jnp.where(Categorical().possible(logits), slope, 0)
     squared = jnp.sum(p * slope**2)
     moving = ~(squared == 0)  # a NaN goes on
     rate = jnp.where(moving, jnp.sqrt(jnp.where(moving, squared, 1)) / 2, 0)
@@ -71,7 +72,8 @@ def circle_from(logits: Float[Array, " c"], slope: Float[Array, " c"]) -> Circle
     reach = jnp.where(left, edge * (1 - _EDGE), 1)
     turned = rate * reach
     factors = jnp.cos(turned) + slope * jnp.sin(turned) / (2 * safe)
-    return Circle(2 * jnp.log(jnp.where(moving, factors, 1)), turned, reach, left)
+    factors = jnp.where(moving & Categorical().possible(logits), factors, 1)
+    return Circle(2 * jnp.log(factors), turned, reach, left)
 
 
 def separation(
@@ -80,11 +82,12 @@ def separation(
     """Return log q − log p, √q − √p and the angle between them, accurate also where p is near q."""
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(target)
     both = jnp.isfinite(log_p) & jnp.isfinite(log_q)
+    alike = jnp.all(jnp.isfinite(log_p) == jnp.isfinite(log_q))
     # From the change of the logits, of which the common part is taken off without cancellation.
     change = jnp.where(both, target - logits, 0)
     change = change - change[jnp.argmax(log_p)]
-    safe_p = jnp.where(jnp.all(both), log_p, -jnp.log(float(log_p.size)))
-    relative = jnp.where(jnp.all(both), change - _log_mean_exp(safe_p, change), log_q - log_p)
+    safe_p = jnp.where(alike, log_p, -jnp.log(float(log_p.size)))
+    relative = jnp.where(alike, change - _log_mean_exp(safe_p, change), log_q - log_p)
     d = jnp.where(both, relative, 0)
     # Of both square roots the greater is the factor, so that no exponential overflows.
     greater = jnp.exp(jnp.maximum(log_p, log_q) / 2)

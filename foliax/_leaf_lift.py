@@ -11,7 +11,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from foliax._inputs import as_time, dot
 from foliax._leaf_circle import Circle, chord_offsets
@@ -19,7 +19,7 @@ from foliax._leaf_image import along, flat_logits
 from foliax._row_space import RowSpace, least_norm
 from foliax._types import Model
 from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical
+from foliax.likelihood import Categorical, contrast_change, included, is_valid
 from foliax.path import Status
 
 _CATEGORICAL = Categorical()
@@ -59,11 +59,11 @@ class Geodesic(NamedTuple):
 
 
 class _Scene(eqx.Module):
-    """What the lift is told: model, circle, and the contrasts of the logits at the start."""
+    """What the lift is told: model, circle, and the logits at the start."""
 
     model: Any
     circle: Circle
-    start: Array
+    logits: Array
     num_steps: int = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
@@ -75,14 +75,25 @@ class _Scene(eqx.Module):
         return logits, RowSpace.of(k).through(k)
 
     def prescribed(self, step: Any) -> Float[Array, " k"]:
-        """Return the contrasts of log p that the circle prescribes after so many steps."""
+        """Return the change of contrasts of log p that the circle prescribes after the steps."""
         offsets = chord_offsets(self.circle, step / self.num_steps)
-        return self.start + dot(_CATEGORICAL.contrasts(offsets), offsets)
+        return dot(_CATEGORICAL.contrasts(self.logits), offsets)
 
     def defect(self, x: Float[Array, " n"], step: Any) -> Float[Array, " k"]:
         """Return how far the contrasts of the logits at x are from those prescribed."""
         logits = self.model(x.astype(self.dtype).reshape(self.shape)).astype(x.dtype)
-        return dot(_CATEGORICAL.contrasts(logits), logits) - self.prescribed(step)
+        return contrast_change(_CATEGORICAL, self.logits, logits) - self.prescribed(step)
+
+    def resolution(self, step: Any) -> Float[Array, ""]:
+        """Return how finely the contrasts resolve."""
+        start = dot(_CATEGORICAL.contrasts(self.logits), included(_CATEGORICAL, self.logits))
+        size = jnp.max(jnp.abs(start + self.prescribed(step)))
+        return 4 * jnp.finfo(size.dtype).eps * (1 + size)
+
+    def whole(self, space: RowSpace) -> Bool[Array, ""]:
+        """Tell whether D has a direction for every class that can occur, but one."""
+        dimension = jnp.sum(_CATEGORICAL.possible(self.logits), dtype=jnp.int32) - 1
+        return jnp.sum(space.mask, dtype=jnp.int32) == dimension
 
 
 class _State(NamedTuple):
@@ -143,8 +154,7 @@ def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
         return x, d, jnp.where(better, x, best), jnp.where(better, size(d), least)
 
     first = scene.defect(after.x, step)
-    eps = jnp.finfo(after.x.dtype).eps
-    resolution = 4 * eps * (1 + size(scene.prescribed(step)))
+    resolution = scene.resolution(step)
     _, _, best, least = eqxi.while_loop(
         lambda carry: size(carry[1]) > resolution,
         correct,
@@ -152,7 +162,7 @@ def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
         max_steps=_CORRECTIONS,
         kind="checkpointed",
     )
-    found = jnp.all(space.mask) & jnp.all(jnp.isfinite(best)) & (least <= _LOST)
+    found = scene.whole(space) & jnp.all(jnp.isfinite(best)) & (least <= _LOST)
     lost = jnp.where(found, 0, 1).astype(before.lost.dtype)
     return _State(jnp.where(found, best, before.x), jnp.where(found, least, before.defect), lost)
 
@@ -162,12 +172,11 @@ def lifted(
 ) -> Geodesic:
     """Return the horizontal lift of an arc of a great circle, with `done` for its status."""
     logits, dtype = flat_logits(model, x)(x.ravel()), circle.change.dtype
-    start = dot(_CATEGORICAL.contrasts(logits), logits).astype(dtype)
-    scene = _Scene(model, circle, start, num_steps, x.shape, x.dtype)
+    scene = _Scene(model, circle, logits.astype(dtype), num_steps, x.shape, x.dtype)
     flat = x.ravel().astype(dtype)
     _, space = scene.space(flat)
     zero = jnp.zeros((), dtype)
-    begun = jnp.where(jnp.all(space.mask), zero, 1)
+    begun = jnp.where(scene.whole(space), zero, 1)
     states, steps = run(
         _lift_field, _Corrected(solver), _State(flat, zero, begun), scene, num_steps, _is_lost
     )
@@ -178,7 +187,7 @@ def lifted(
     velocity = _least_norm(space, rate / speed)
     status = jnp.where(circle.left, Status.boundary, done)
     status = jnp.where(states.lost[-1] > 0, Status.stalled, status)
-    finite = jnp.all(jnp.isfinite(logits)) & jnp.isfinite(circle.angle)
+    finite = is_valid(_CATEGORICAL, logits) & jnp.isfinite(circle.angle)
     return result(
         x, states.x, circle.time(rows), velocity, circle.length, states.defect, steps,
         jnp.where(finite & jnp.all(jnp.isfinite(flat)), status, Status.invalid),

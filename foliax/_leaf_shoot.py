@@ -23,7 +23,7 @@ from foliax._leaf_lift import Geodesic, result, run
 from foliax._row_space import RowSpace
 from foliax._types import Model
 from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical
+from foliax.likelihood import Categorical, square_root
 from foliax.path import Status
 
 _CATEGORICAL = Categorical()
@@ -54,7 +54,7 @@ class Surface(eqx.Module):
         basis = RowSpace.of(k).through(k).basis
         p = jax.nn.softmax(logits)
         slopes = dot(_CATEGORICAL.contrasts(logits).T, dot(k, basis.T))
-        return p, basis, jnp.sqrt(p)[:, None] * centred(p, slopes)
+        return p, basis, square_root(p)[:, None] * centred(p, slopes)
 
     def lift(self, x: Float[Array, " n"], q: Float[Array, " c"]) -> tuple[Array, Array]:
         """Return M⁺q, and the relative change of the speed |M M⁺q|."""
@@ -76,7 +76,7 @@ class Surface(eqx.Module):
             return pushed(self.model, shaped, y, velocity[None], _CATEGORICAL)[1][:, 0]
 
         bent, a = along(slope, x, velocity), centred(p, slope(x))
-        acceleration = jnp.sqrt(p) * (centred(p, bent) - jnp.sum(p * a**2) + a**2 / 2)
+        acceleration = square_root(p) * (centred(p, bent) - jnp.sum(p * a**2) + a**2 / 2)
         return velocity, acceleration - dot(tangent, dot(inverse, acceleration))
 
 
@@ -145,7 +145,7 @@ def shot(
     small = angle < 1e-6
     stretch = jnp.where(small, 1, angle / jnp.where(small, 1, jnp.sin(angle)))
     score = 2 * stretch * (jnp.exp(d / 2) - jnp.cos(angle))
-    contrasts = dot(_CATEGORICAL.contrasts(score), score)
+    contrasts = dot(_CATEGORICAL.contrasts(seen.logits), score)
     guess = dot(dot(seen.seen, contrasts), seen.tangent)
     tolerance = float(jnp.finfo(guess.dtype).eps) ** 0.75
     found = optx.least_squares(
@@ -175,4 +175,4 @@ def push(model: Model, x: Float[Array, "..."], velocity: Float[Array, " n"]) -> 
     flat = x.ravel().astype(velocity.dtype)
     logits, slopes = pushed(model, x, flat, velocity[None], _CATEGORICAL)
     p = jax.nn.softmax(logits)
-    return jnp.sqrt(p) * centred(p, slopes[:, 0])
+    return square_root(p) * centred(p, slopes[:, 0])

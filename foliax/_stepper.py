@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from foliax._inputs import as_time, dot
+from foliax._inputs import as_time
 from foliax._level_set import free_direction, onto_level_set, resolution
 from foliax._row_space import RowSpace
 from foliax.domain import Box
 from foliax.foliation import contrast_jacobian
+from foliax.likelihood import contrast_change, logit_change
 from foliax.path import Path, Status
 
 _RUNNING = -1.0
@@ -69,8 +70,7 @@ class Scene(eqx.Module):
         return resolution(self.likelihood, self.start_logits, self.dtype)
 
     def defect(self, logits: Float[Array, " c"]) -> Float[Array, " r"]:
-        contrasts = self.likelihood.contrasts(logits)
-        return dot(contrasts, logits - self.start_logits)
+        return contrast_change(self.likelihood, self.start_logits, logits)
 
 
 class Integrator(NamedTuple):
@@ -219,7 +219,8 @@ def _corrected(scene: Scene, state: _State, moved: Float[Array, " n"]) -> Float[
 def _look(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
     """Return the state at x, one step after `before`; `before` itself if it had ended."""
     after = _measure(scene, x, before)
-    finite = jnp.isfinite(after.distance) & jnp.all(jnp.isfinite(after.logits))
+    gone = logit_change(scene.likelihood, scene.start_logits, after.logits)
+    finite = jnp.isfinite(after.distance) & jnp.all(jnp.isfinite(gone))
     finite &= jnp.all(jnp.isfinite(after.velocity))
     first, ended = before.num_steps < 0, before.status != _RUNNING
     # The last finite point stays; at the start there is none, and what was seen is shown.

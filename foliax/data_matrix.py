@@ -29,7 +29,7 @@ from foliax._inputs import (
 )
 from foliax._types import Count, EighMethod, Model
 from foliax.estimate import lanczos
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical, Likelihood, logit_change
 
 __all__ = [
     "Eigen",
@@ -357,7 +357,7 @@ def kl(
     delta = as_tangent(delta, x, name="delta")
     logits, _ = pullback(model, x, likelihood)
     moved = model(x + delta.astype(x.dtype)).astype(logits.dtype)
-    return likelihood.kl(logits, moved - logits)
+    return likelihood.kl(logits, logit_change(likelihood, logits, moved))
 
 
 def quadratic(

@@ -18,7 +18,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from foliax._inputs import as_point, check_count, check_positive, dot, logits_struct
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical, Likelihood, logit_change
 
 if TYPE_CHECKING:
     import optax
@@ -124,7 +124,7 @@ def kl(
     logits_struct(lambda y: apply(params, y), x, likelihood)
     logits = apply(params, x)
     moved = apply(jax.tree.map(jnp.add, params, delta), x)
-    return likelihood.kl(logits, moved - logits)
+    return likelihood.kl(logits, logit_change(likelihood, logits, moved))
 
 
 def quadratic(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 
 @runtime_checkable
@@ -27,15 +27,20 @@ class Likelihood(Protocol):
         """Return (weights, rows) with metric = rowsᵀ diag(weights²) rows."""
         ...
 
+    def possible(self, logits: Float[Array, " c"]) -> Bool[Array, " c"]:
+        """Mark the logits that count: false for a class that cannot occur, at −∞."""
+        ...
+
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "r c"]:
         """Return orthogonal rows spanning the functions of the logits the distribution sees.
 
         A contrast of 1 is a change that the distribution shows, in whatever units the logits are.
+        Each class that cannot occur has a row of zeros.
         """
         ...
 
     def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
-        """Return the change of each logit that the distribution shows: 1, or its standard deviation."""
+        """Return the change of each logit that the distribution shows."""
         ...
 
     def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
@@ -62,6 +67,21 @@ class Categorical(eqx.Module):
     form: with the tail sums t_k = p_k + … + p_C, row k of B compares class k with the mean of the
     classes after it, e_k − Σ_{j>k} (p_j / t_{k+1}) e_j, and its weight is √(p_k t_{k+1} / t_k).
     Nothing is subtracted, so nothing cancels when p saturates.
+
+    A logit of −∞ is a class that cannot occur. It is no direction of D, and everything is as in the
+    model without that class, but that arrays have the shapes of C classes, the rest of them zero.
+    The mask must say so to derivatives too: `jnp.where(mask, logits, -jnp.inf)` or a constant −∞
+    added, and not log 0, whose derivative is NaN. Logits of +∞, of NaN, or all of −∞ are no
+    distribution: a status is then invalid, a rank or dimension −1. On a walk, a class that cannot
+    occur at the start and can elsewhere, or the reverse, is an edge where p jumps: what keeps p
+    stops before it, and what would cross it is invalid.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> masked = lambda x: jnp.stack([x[0], -jnp.inf, x[1], 0 * x[0]])
+        >>> int(foliax.dimension(masked, jnp.zeros(3))), int(foliax.rank(masked, jnp.zeros(3)))
+        (2, 2)
     """
 
     def check(self, num_logits: int) -> None:
@@ -76,23 +96,39 @@ class Categorical(eqx.Module):
         self, logits: Float[Array, " c"]
     ) -> tuple[Float[Array, " c-1"], Float[Array, "c-1 c"]]:
         """Return the stick-breaking weights and rows, computed in log space."""
-        log_p = jax.nn.log_softmax(logits)
+        # −∞ would leave NaN gradients; exp(lowest / 2) is 0 as well, and three of it are a number.
+        lowest = jnp.finfo(logits.dtype).min / 4
+        log_p = jnp.maximum(jax.nn.log_softmax(logits), lowest)
         log_tail = lax.cumlogsumexp(log_p, reverse=True)
-        there = log_tail != -jnp.inf  # an excluded class, with a logit of −inf, weighs nothing
-        log_tail = jnp.where(there, log_tail, 0)
-        squared = jnp.where(there[1:], log_p[:-1] + log_tail[1:] - log_tail[:-1], -jnp.inf)
-        after = np.triu(np.ones((log_p.size - 1, log_p.size), bool), 1) & there[1:, None]
+        squared = log_p[:-1] + log_tail[1:] - log_tail[:-1]
+        after = np.triu(np.ones((log_p.size - 1, log_p.size), bool), 1)
         # Masked before exp: a mask after it leaves NaN gradients where the exponent overflows.
         exponent = jnp.where(after, log_p[None, :] - log_tail[1:, None], -jnp.inf)
         return jnp.exp(squared / 2), jnp.eye(*after.shape, dtype=logits.dtype) - jnp.exp(exponent)
 
+    def possible(self, logits: Float[Array, " c"]) -> Bool[Array, " c"]:
+        """Mark all classes but those at −∞; where all are, none is left that could be masked."""
+        excluded = logits == -jnp.inf
+        return ~excluded | jnp.all(excluded)
+
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c-1 c"]:
-        """Return the Helmert contrasts: an orthonormal basis of the vectors that sum to zero."""
-        num_classes = logits.size
-        k = np.arange(1, num_classes)[:, None]
-        j = np.arange(num_classes)[None, :]
-        rows = np.where(j < k, 1.0, np.where(j == k, -k, 0.0)) / np.sqrt(k * (k + 1.0))
-        return jnp.asarray(rows, dtype=logits.dtype)
+        """Return the Helmert contrasts: an orthonormal basis of the vectors that sum to zero.
+
+        Row k compares class k with the m classes before it that can occur. It is zero where class k
+        cannot, or is the first that can; all are NaN where the logits are no distribution.
+        """
+        possible = self.possible(logits)
+        m = jnp.cumsum(possible) - possible
+        # Divided beforehand, in double precision: C numbers, of which each row takes two.
+        counts = np.arange(1.0, logits.size)
+        size = np.sqrt(counts * (counts + 1))
+        over, under = (
+            jnp.asarray(np.append(0, v), logits.dtype) for v in (1 / size, -counts / size)
+        )
+        j, k = np.arange(logits.size)[None, :], np.arange(1, logits.size)[:, None]
+        rows = jnp.where(j < k, over[m[1:]][:, None], jnp.where(j == k, under[m[1:]][:, None], 0))
+        rows = jnp.where(possible & possible[1:, None], rows, 0)
+        return jnp.where(jnp.all(jnp.isfinite(logits) | ~possible), rows, jnp.nan)
 
     def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
         """Return ones: probabilities change by their own size where a logit changes by 1."""
@@ -105,28 +141,35 @@ class Categorical(eqx.Module):
     def embedding(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
         """Return ∂u/∂s = diag(√p) − √p pᵀ of u = 2 √p, on the sphere of radius 2."""
         p = jax.nn.softmax(logits)
-        return jnp.sqrt(p)[:, None] * (jnp.eye(p.size, dtype=p.dtype) - p)
+        return square_root(p)[:, None] * (jnp.eye(p.size, dtype=p.dtype) - p)
 
     def edge(self, logits: Float[Array, " c"]) -> Float[Array, ""]:
-        """Return min p."""
-        return jnp.min(jax.nn.softmax(logits))
+        """Return min p, among the classes that can occur."""
+        return jnp.min(jnp.where(self.possible(logits), jax.nn.softmax(logits), jnp.inf))
 
     def kl(self, logits: Float[Array, " c"], change: Float[Array, " c"]) -> Float[Array, ""]:
         """Return Σ p_i φ(d_i) with d = log q − log p and φ(d) = d eᵈ − eᵈ + 1 ≥ 0.
 
-        The terms are non-negative, unlike those of Σ q_i d_i, whose first order cancels.
+        The terms are non-negative, unlike those of Σ q_i d_i, whose first order cancels. Where a
+        class cannot occur in either, its change is 0; one of −∞ excludes a class, and one of ∞
+        lets it in: KL = ∞.
         """
         log_p = jax.nn.log_softmax(logits)
-        change = change - change[jnp.argmax(log_p)]  # a common shift of all logits is invisible
-        d = change - _log_mean_exp(log_p, change)
-        return jnp.sum(_weighted_phi(log_p, d))
+        goes, comes = change == -jnp.inf, (change == jnp.inf) & (log_p == -jnp.inf)
+        # A common shift of all logits is invisible.
+        change = change - change[jnp.argmax(jnp.where(goes, -jnp.inf, log_p))]
+        d = jnp.where(goes, 0, change - _log_mean_exp(log_p, change))
+        terms = jnp.where(goes, jnp.exp(log_p), _weighted_phi(log_p, d))
+        return jnp.where(jnp.any(comes), jnp.inf, jnp.sum(terms))
 
 
 class Bernoulli(eqx.Module):
     """C ≥ 1 independent yes-or-no labels, the model giving the log-odds of each.
 
     Its metric on logits is diag(p (1 − p)), p = σ(s), of rank C: nothing is centred, and a common
-    shift of all logits is seen. D is the row space of J itself, of dimension ≤ C.
+    shift of all logits is seen. D is the row space of J itself, of dimension ≤ C. Log-odds are
+    finite: one of ±∞, of a label that is certain, weighs nothing in G, but walks of it are invalid;
+    leave such a label out.
 
     Example:
         >>> import jax.numpy as jnp
@@ -144,6 +187,10 @@ class Bernoulli(eqx.Module):
         """Return the weights √(p (1 − p)), computed in log space, and the identity."""
         half = (jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)) / 2
         return jnp.exp(half), jnp.eye(logits.size, dtype=logits.dtype)
+
+    def possible(self, logits: Float[Array, " c"]) -> Bool[Array, " c"]:
+        """Mark all labels."""
+        return jnp.ones(logits.shape, bool)
 
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
         """Return the identity: every logit is seen."""
@@ -213,6 +260,10 @@ class Gaussian(eqx.Module):
         weights = jnp.broadcast_to(1 / jnp.asarray(self.scale, logits.dtype), logits.shape)
         return weights, jnp.eye(logits.size, dtype=logits.dtype)
 
+    def possible(self, logits: Float[Array, " c"]) -> Bool[Array, " c"]:
+        """Mark all outputs."""
+        return jnp.ones(logits.shape, bool)
+
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
         """Return diag(1 / scale): every output is seen, in its standard deviations."""
         return jnp.diag(self.factor(logits)[0])
@@ -237,6 +288,46 @@ class Gaussian(eqx.Module):
         """Return ½ Σ (change / scale)²."""
         weights, _ = self.factor(logits)
         return jnp.sum((weights * change) ** 2) / 2
+
+
+def included(likelihood: Likelihood, logits: Float[Array, " c"]) -> Float[Array, " c"]:
+    """Return the logits with 0 in the place of those of classes that cannot occur."""
+    return jnp.where(likelihood.possible(logits), logits, 0)
+
+
+def is_valid(likelihood: Likelihood, logits: Float[Array, " c"]) -> Bool[Array, ""]:
+    """Tell whether the logits are those of a distribution."""
+    return jnp.all(jnp.isfinite(included(likelihood, logits)))
+
+
+def logit_change(
+    likelihood: Likelihood, before: Float[Array, " c"], after: Float[Array, " c"]
+) -> Float[Array, " c"]:
+    """Return after − before: 0 for classes that cannot occur in either, ±∞ in one alone, or NaN."""
+    here, there = likelihood.possible(before), likelihood.possible(after)
+    difference = jnp.where(here | there, after - before, 0)
+    return jnp.where(jnp.isfinite(after) | ~there, difference, jnp.nan)
+
+
+def contrast_change(
+    likelihood: Likelihood, before: Float[Array, " c"], after: Float[Array, " c"]
+) -> Float[Array, " r"]:
+    """Return the contrasts of the change of logits, which kernel leaves conserve.
+
+    They are ∞ where a class can occur in one alone: no step across keeps p.
+    """
+    alike = jnp.all(likelihood.possible(before) == likelihood.possible(after))
+    rows = likelihood.contrasts(before)
+    product = jnp.matmul(
+        rows, logit_change(likelihood, before, after), precision=lax.Precision.HIGHEST
+    )
+    return jnp.where(alike, product, jnp.inf)
+
+
+def square_root(p: Float[Array, " c"]) -> Float[Array, " c"]:
+    """Return √p, with derivative 0 at p = 0."""
+    there = ~(p == 0)  # a NaN goes on
+    return jnp.where(there, jnp.sqrt(jnp.where(there, p, 1)), 0)
 
 
 def _check_some(num_logits: int, likelihood: Any) -> None:

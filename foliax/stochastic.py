@@ -25,7 +25,7 @@ from foliax._level_set import onto_level_set, resolution
 from foliax._row_space import RowSpace
 from foliax._types import Along, Count, Metric, Model
 from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical, Likelihood, contrast_change, logit_change
 from foliax.path import Status
 
 __all__ = ["Brownian", "brownian"]
@@ -168,7 +168,8 @@ def _integrate(
     end, steps = kept[1][0], solution.stats["num_accepted_steps"]
     rows = jnp.arange(1 + num_steps // save_every) * save_every
     points = jnp.where((rows <= steps)[:, None], kept[0][: len(rows)], end)
-    finite = jnp.all(jnp.isfinite(end)) & jnp.all(jnp.isfinite(model(scene.shaped(end))))
+    gone = logit_change(likelihood, logits, model(scene.shaped(end)).astype(dtype))
+    finite = jnp.all(jnp.isfinite(end)) & jnp.all(jnp.isfinite(gone))
     halted = solution.result == diffrax.RESULTS.event_occurred
     status = jnp.where(halted, Status.boundary, Status.completed)
     return Brownian(
@@ -247,11 +248,10 @@ def _diffusion(scene: _Scene, x: Array, scale: Array) -> lx.AbstractLinearOperat
 def _back(scene: _Scene, x: Array, moved: Array) -> Array:
     """Return the end of a step with the contrasts of the start of the path."""
     _, k = contrast_jacobian(scene.model, scene.shaped(x), scene.likelihood, None)
-    contrasts = scene.likelihood.contrasts(scene.start_logits)
 
     def defect(y: Array) -> Array:
         logits = scene.model(scene.shaped(y)).astype(y.dtype)
-        return contrasts @ (logits - scene.start_logits)
+        return contrast_change(scene.likelihood, scene.start_logits, logits)
 
     finest = resolution(scene.likelihood, scene.start_logits, scene.dtype)
     return onto_level_set(RowSpace.of(k.astype(x.dtype)), defect, x, moved, None, finest)

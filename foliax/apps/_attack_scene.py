@@ -12,7 +12,7 @@ from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, wo
 from foliax._types import Model
 from foliax.data_matrix import factor
 from foliax.domain import check_box
-from foliax.likelihood import Categorical
+from foliax.likelihood import Categorical, is_valid
 from foliax.path import Status
 
 _LIKELIHOOD = Categorical()
@@ -132,7 +132,7 @@ def result(scene: Scene, end: Array) -> Attacked:
     end = clipped(scene, end)
     logits = scene.model(end)
     distance = jnp.sqrt(jnp.sum((end - scene.x) ** 2))
-    finite = jnp.all(jnp.isfinite(logits)) & jnp.isfinite(distance)
+    finite = is_valid(_LIKELIHOOD, logits) & jnp.isfinite(distance)
     fooled = (jnp.argmax(logits) != scene.label) & finite
     moved = jnp.where((distance > 0) | (scene.budget == 0), Status.completed, Status.stalled)
     status = jnp.where(finite, moved, Status.invalid).astype(jnp.int32)

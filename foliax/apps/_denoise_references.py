@@ -165,7 +165,8 @@ def _chosen(
 def squares(x: Array, images: Array) -> Float[Array, " n"]:
     """Return the squared distance of each image from x."""
     # Not ‖a‖² − 2ab + ‖b‖², which cancels where two images are close.
-    away = (images - x).reshape(len(images), -1)
+    # Features that are logits are −∞ in both, where a class cannot occur.
+    away = jnp.where(images == x, 0, images - x).reshape(len(images), -1)
     return jnp.sum(away.astype(working_dtype(away)) ** 2, axis=1)
 
 

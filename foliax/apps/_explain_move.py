@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from foliax._inputs import dot
 from foliax._row_space import RowSpace, least_norm
 from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical
+from foliax.likelihood import Categorical, included, is_valid, logit_change
 from foliax.path import Status
 
 LIKELIHOOD = Categorical()
@@ -48,7 +48,9 @@ class Scene(eqx.Module):
         """
         eps = max(jnp.finfo(self.dtype).eps, jnp.finfo(logits.dtype).eps)
         growth = 2.0 ** jnp.minimum(tries, _DOUBLINGS)
-        return (_AHEAD * growth * eps * (1 + jnp.max(jnp.abs(logits)))).astype(logits.dtype)
+        return (
+            _AHEAD * growth * eps * (1 + jnp.max(jnp.abs(included(LIKELIHOOD, logits))))
+        ).astype(logits.dtype)
 
     def lead(self, logits: Float[Array, " c"]) -> Float[Array, ""]:
         """Return s_c − max of the others: positive where c is the class predicted."""
@@ -72,7 +74,9 @@ def move(scene: Scene) -> State:
     lead = scene.lead(scene.start_logits)
     zero = jnp.zeros((), scene.start.dtype)
     status = jnp.where(lead > 0, Status.arrived, _RUNNING)
-    status = jnp.where(jnp.isfinite(jnp.sum(scene.start_logits)), status, Status.invalid)
+    # A class that cannot occur is nowhere the most probable one.
+    status = jnp.where(LIKELIHOOD.possible(scene.start_logits)[scene.to], status, Status.stalled)
+    status = jnp.where(is_valid(LIKELIHOOD, scene.start_logits), status, Status.invalid)
     first = State(
         scene.start, scene.start_logits, zero, jnp.int32(0), jnp.int32(0), status.astype(jnp.int32)
     )
@@ -101,7 +105,8 @@ def _step(scene: Scene, state: State) -> State:
     stuck = jnp.all(moved == x)
     status = jnp.where(stuck, Status.stalled, _RUNNING)
     status = jnp.where(part.crossed, Status.arrived, status)
-    finite = jnp.all(jnp.isfinite(part.logits)) & jnp.all(jnp.isfinite(moved))
+    change = logit_change(LIKELIHOOD, scene.start_logits, part.logits)
+    finite = jnp.all(jnp.isfinite(change)) & jnp.all(jnp.isfinite(moved))
     return State(
         jnp.where(finite, moved, x),
         jnp.where(finite, part.logits, state.logits),
@@ -123,10 +128,12 @@ def _euclidean(
     rows = jax.nn.one_hot(scene.to, logits.size, dtype=logits.dtype) - jnp.eye(
         logits.size, dtype=logits.dtype
     )
-    # Row c compares the class with itself, and asks nothing. a = (E Hᵀ) K, in the basis of D.
+    # Row c compares the class with itself, and asks nothing; nor does a class that cannot occur.
+    others = (jnp.arange(logits.size) != scene.to) & LIKELIHOOD.possible(logits)
+    rows = jnp.where(others[:, None], rows, 0)
+    # a = (E Hᵀ) K, in the basis of D.
     a = dot(dot(dot(rows, contrasts.T), k.astype(logits.dtype)), space.basis.T)
-    others = jnp.arange(logits.size) != scene.to
-    lead = dot(rows, logits) - others * aim
+    lead = dot(rows, included(LIKELIHOOD, logits)) - others * aim
     return dot(nearest(a, lead), space.basis)
 
 
@@ -179,7 +186,8 @@ def _fisher(
     """Return the least v that takes log p, to first order, to where G's metric has it nearest."""
     goal = nearest_log_probabilities(jax.nn.log_softmax(scene.start_logits), scene.to)
     goal = goal.at[scene.to].add(aim)
-    change = dot(LIKELIHOOD.contrasts(logits), goal - jax.nn.log_softmax(logits))
+    change = logit_change(LIKELIHOOD, jax.nn.log_softmax(logits), goal)
+    change = dot(LIKELIHOOD.contrasts(logits), change)
     return least_norm(space.basis, dot(space.inverse, change))
 
 

@@ -13,7 +13,6 @@ from foliax._inputs import (
     check_count,
     check_key,
     check_positive,
-    dot,
     working_dtype,
 )
 from foliax._level_set import free_direction, onto_level_set
@@ -29,6 +28,7 @@ from foliax.apps._generate_scene import (
     many,
     validated,
 )
+from foliax.likelihood import contrast_change, included
 from foliax.path import Status
 
 
@@ -146,13 +146,12 @@ def _proposal(scene: Scene, x: Float[Array, " n"], noise: Float[Array, " n"]) ->
         _, _, ahead = scene.seen(x + tangent)
         return x + (tangent + ahead.project(noise)) / 2
     moved = x + free_direction(space, noise, x, scene.box)
-    contrasts = LIKELIHOOD.contrasts(scene.start_logits)
 
     def defect(y: Array) -> Array:
-        return dot(contrasts, scene.logits(y) - scene.start_logits)
+        return contrast_change(LIKELIHOOD, scene.start_logits, scene.logits(y))
 
     eps = max(jnp.finfo(scene.dtype).eps, jnp.finfo(x.dtype).eps)
-    resolution = 4 * eps * (1 + jnp.max(jnp.abs(scene.start_logits)))
+    resolution = 4 * eps * (1 + jnp.max(jnp.abs(included(LIKELIHOOD, scene.start_logits))))
     return onto_level_set(space, defect, x, moved, scene.box, resolution)
 
 
