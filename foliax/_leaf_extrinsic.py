@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from foliax._compile import compiled
 from foliax._inputs import as_point, as_tangent, check_chunk, dot
 from foliax._leaf_image import dimension_of
 from foliax._row_space import RowSpace
@@ -49,6 +50,7 @@ class Principal(NamedTuple):
     directions: Float[Array, "m ..."]
 
 
+@compiled
 def second_fundamental_form(
     model: Model,
     x: ArrayLike,
@@ -95,6 +97,7 @@ def second_fundamental_form(
     return (turned - space.project(turned)).reshape(x.shape)
 
 
+@compiled
 def extrinsic(
     model: Model,
     x: ArrayLike,
@@ -137,6 +140,7 @@ def extrinsic(
     return Extrinsic(_length(even), _length(odd), mean.reshape(x.shape), dimension)
 
 
+@compiled
 def principal_curvatures(
     model: Model,
     x: ArrayLike,

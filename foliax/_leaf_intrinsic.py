@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from foliax._compile import compiled
 from foliax._inputs import as_point, as_tangent, check_choice, dot, num_rows
 from foliax._leaf_image import (
     CurvatureMethod,
@@ -58,6 +59,7 @@ class Curvature(NamedTuple):
     dimension: Int[Array, ""]
 
 
+@compiled
 def sectional(
     model: Model,
     x: ArrayLike,
@@ -121,6 +123,7 @@ def sectional(
     return Sectional(jnp.where(defined, value, 0), defined, seen.dimension)
 
 
+@compiled
 def curvature(model: Model, x: ArrayLike) -> Curvature:
     """Return the curvatures of the leaf in the planes of the eigenvectors of G, and their mean.
 
@@ -161,6 +164,7 @@ def curvature(model: Model, x: ArrayLike) -> Curvature:
     return Curvature(values, mean, defined, seen.dimension)
 
 
+@compiled
 def connection(
     model: Model,
     x: ArrayLike,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from foliax._compile import compiled
 from foliax._inputs import as_time
 from foliax._level_set import free_direction, onto_level_set, resolution
 from foliax._row_space import RowSpace
@@ -101,7 +102,7 @@ class _State(eqx.Module):
     status: Float[Array, ""]
 
 
-@eqx.filter_jit
+@compiled
 def integrate(scene: Scene, integrator: Integrator) -> Path:
     """Integrate one walk: compiled once per model structure, shapes and plan."""
     plan, dtype = scene.plan, scene.start.dtype

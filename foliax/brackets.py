@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from foliax._compile import compiled
 from foliax._inputs import as_point, check_chunk, check_count, check_positive, pullback
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
@@ -38,6 +39,7 @@ class Involutivity(NamedTuple):
     outside: Float[Array, ""]
 
 
+@compiled
 def involutivity(
     model: Model,
     x: ArrayLike,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax import _lapack as lapack
+from foliax._compile import compiled
 from foliax._inputs import (
     as_point,
     as_tangent,
@@ -57,6 +58,7 @@ class Eigen(NamedTuple):
     vectors: Float[Array, "k ..."]
 
 
+@compiled
 def factor(
     model: Model,
     x: ArrayLike,
@@ -97,6 +99,7 @@ def factor(
     return weights[:, None] * pull_rows(pull, rows, chunk)
 
 
+@compiled
 def matrix(
     model: Model,
     x: ArrayLike,
@@ -128,6 +131,7 @@ def matrix(
     return dot(a.T, a)
 
 
+@compiled
 def matvec(
     model: Model,
     x: ArrayLike,
@@ -166,6 +170,7 @@ def matvec(
     return pull(dot(weights * seen, rows)).reshape(x.shape)
 
 
+@compiled
 def trace(
     model: Model,
     x: ArrayLike,
@@ -196,6 +201,7 @@ def trace(
     return jnp.sum(factor(model, x, likelihood=likelihood, chunk=chunk) ** 2)
 
 
+@compiled
 def eigh(
     model: Model,
     x: ArrayLike,
@@ -260,6 +266,7 @@ def eigh(
     return Eigen(values, vectors.reshape(k, *x.shape))
 
 
+@compiled
 def rank(
     model: Model,
     x: ArrayLike,
@@ -296,6 +303,7 @@ def rank(
     return trace_and_rank(model, x, rtol=rtol, likelihood=likelihood, chunk=chunk)[1]
 
 
+@compiled
 def trace_and_rank(
     model: Model,
     x: ArrayLike,
@@ -323,6 +331,7 @@ def trace_and_rank(
     return jnp.sum(a**2), count_rank(singular_values(a), num_rows=a.shape[0], rtol=rtol)
 
 
+@compiled
 def kl(
     model: Model,
     x: ArrayLike,
@@ -360,6 +369,7 @@ def kl(
     return likelihood.kl(logits, logit_change(likelihood, logits, moved))
 
 
+@compiled
 def quadratic(
     model: Model,
     x: ArrayLike,

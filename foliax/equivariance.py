@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from foliax import _lapack as lapack
+from foliax._compile import compiled
 from foliax._inputs import as_point, dot
 from foliax._types import Count, Model
 from foliax.data_matrix import factor
@@ -136,6 +137,7 @@ def averaged(model: Model, transformations: Sequence[Transformation]) -> Average
     return Averaged(model, tuple(transformations))
 
 
+@compiled
 def defect(
     model: Model,
     x: ArrayLike,

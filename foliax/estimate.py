@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from foliax._compile import compiled
 from foliax._inputs import (
     as_point,
     check_chunk,
@@ -34,6 +35,7 @@ class Estimate(NamedTuple):
     standard_error: Float[Array, ""]
 
 
+@compiled
 def trace_estimate(
     model: Model,
     x: ArrayLike,

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from foliax._compile import compiled
 from foliax._inputs import as_point, check_count, check_positive, dot, logits_struct
 from foliax.likelihood import Categorical, Likelihood, logit_change
 
@@ -54,6 +55,7 @@ class NaturalGradientState(NamedTuple):
     direction: PyTree
 
 
+@compiled
 def matvec(
     apply: Apply,
     params: PyTree,
@@ -96,6 +98,7 @@ def matvec(
     return pull(_metric(likelihood, logits, _push(pull, logits, v)) / logits.shape[0])
 
 
+@compiled
 def kl(
     apply: Apply,
     params: PyTree,
@@ -127,6 +130,7 @@ def kl(
     return likelihood.kl(logits, logit_change(likelihood, logits, moved))
 
 
+@compiled
 def quadratic(
     apply: Apply,
     params: PyTree,
@@ -156,6 +160,7 @@ def quadratic(
     return jnp.sum((weights * dot(rows, _push(pull, logits, delta)[0])) ** 2) / 2
 
 
+@compiled
 def solve(
     apply: Apply,
     params: PyTree,

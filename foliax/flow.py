@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from foliax._compile import compiled
 from foliax._inputs import (
     as_point,
     as_tangent,
@@ -372,7 +372,7 @@ def _many(
     return _mapped(one, model, xs, goals, own, block, options)
 
 
-@eqx.filter_jit
+@compiled
 def _mapped(
     one: Any, model: Model, xs: Array, goals: Array, own: dict[str, Array], block: int, options: Any
 ) -> Path:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from foliax._compile import compiled
 from foliax._inputs import (
     as_point,
     as_tangent,
@@ -44,6 +45,7 @@ def contrast_jacobian(
     return logits, pull_rows(pull, likelihood.contrasts(logits), chunk)
 
 
+@compiled
 def frame(
     model: Model,
     x: ArrayLike,
@@ -86,6 +88,7 @@ def frame(
     return Frame(space.basis.reshape(-1, *x.shape), space.mask)
 
 
+@compiled
 def dimension(
     model: Model,
     x: ArrayLike,
@@ -123,6 +126,7 @@ def dimension(
     return count_rank(singular_values(k), num_rows=k.shape[0], rtol=rtol)
 
 
+@compiled
 def project_leaf(
     model: Model,
     x: ArrayLike,
@@ -162,6 +166,7 @@ def project_leaf(
     return RowSpace.of(k).project_through(k, flat).reshape(x.shape)
 
 
+@compiled
 def project_kernel(
     model: Model,
     x: ArrayLike,

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
+from foliax._compile import compiled
 from foliax._inputs import (
     as_point,
     as_tangent,
@@ -74,6 +75,7 @@ __all__ = [
 _CATEGORICAL = Categorical()
 
 
+@compiled
 def length(
     model: Model,
     points: ArrayLike,
@@ -115,6 +117,7 @@ def length(
     return jnp.sum(jnp.where(moves, jnp.sqrt(jnp.where(moves, squares, 1)), squares))
 
 
+@compiled
 def energy(
     model: Model,
     points: ArrayLike,
@@ -151,6 +154,7 @@ def energy(
     return squares.size * jnp.sum(squares) / 2
 
 
+@compiled
 def distance(
     model: Model,
     x: ArrayLike,
@@ -210,6 +214,7 @@ def distance(
     return jnp.minimum(2 * angle, jnp.pi)
 
 
+@compiled
 def geodesic(
     model: Model,
     x: ArrayLike,
@@ -270,6 +275,7 @@ def geodesic(
     return lifted(model, x, circle, num_steps, solver, Status.arrived)
 
 
+@compiled
 def exponential(
     model: Model,
     x: ArrayLike,

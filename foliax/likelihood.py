@@ -250,6 +250,9 @@ class Gaussian(eqx.Module):
                 f"scale must be a number or have shape ({num_logits},), one for each output, got "
                 f"{jnp.shape(self.scale)}"
             )
+
+    def __check_init__(self):
+        # Not run when a transformation rebuilds the pytree, whose leaves may be anything.
         if isinstance(self.scale, Tracer):
             return
         if not np.all((np.asarray(self.scale) > 0) & np.isfinite(self.scale)):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from foliax._compile import compiled
 from foliax._inputs import (
     as_point,
     as_time,
@@ -135,7 +136,7 @@ def brownian(
     )  # fmt: skip
 
 
-@eqx.filter_jit
+@compiled
 def _integrate(
     model, likelihood, x, key, time, least, along, metric, num_steps, save_every
 ) -> Brownian:
