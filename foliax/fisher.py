@@ -9,16 +9,19 @@ from BatchNorm statistics, and `apply = lambda params, x: nnx.merge(graphdef, pa
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from foliax._compile import compiled
 from foliax._inputs import as_point, check_count, check_positive, dot, logits_struct
+from foliax._trust_region import scaled, within
 from foliax.likelihood import Categorical, Likelihood, logit_change
 
 if TYPE_CHECKING:
@@ -208,12 +211,7 @@ def solve(
     _check_like(params, b, name="b")
     if guess is not None:
         _check_like(params, guess, name="guess")
-    logits, pull = _batch_pullback(apply, params, _as_batch(xs, True), likelihood)
-
-    def product(v: PyTree) -> PyTree:
-        out = pull(_metric(likelihood, logits, _push(pull, logits, v)) / logits.shape[0])
-        return jax.tree.map(lambda f, u: f + jnp.asarray(damping, u.dtype) * u, out, v)
-
+    product, _ = _damped(apply, params, xs, damping, likelihood)
     value, _ = cg(product, b, x0=guess, tol=rtol, maxiter=max_steps)
     left = jax.tree.map(jnp.subtract, product(value), b)
     size = _norm(b)
@@ -232,14 +230,17 @@ def natural_gradient(
     """Precondition gradients with the damped inverse Fisher matrix, as an optax transformation.
 
     Replaces g by (F + damping)⁻¹ g with F the mean over the batch that `update` is given, by
-    conjugate gradients that start from the last direction. Chain it with a learning rate:
+    conjugate gradients that start from the last direction. Where they end in a v with vᵀg ≤ 0,
+    along which the loss does not fall, they start again from zero. Chain it with a learning rate:
     `optax.chain(natural_gradient(apply, 1e-2), optax.scale_by_learning_rate(0.5))`.
 
     Args:
         apply: (params, one input) → C logits.
         damping: Added to the diagonal, > 0.
-        max_kl: The direction v is shortened to ½ vᵀ(F + damping)v ≤ max_kl, in nats, > 0: F is
-            local, and on a small batch the full step may leave where it holds.
+        max_kl: The direction v is shortened to ½ vᵀ(F + damping)v ≤ max_kl, in nats, > 0, and
+            where F does not hold as far as that, on until the mean KL over the batch from w to
+            w − v is below 1.1 max_kl. The measurement costs a forward pass, a further one for
+            each time that v is shortened.
         rtol: Relative residual of the solve.
         max_steps: Conjugate-gradient iterations at most, one F·v each.
         likelihood: The output distribution.
@@ -274,17 +275,45 @@ def natural_gradient(
                 f"natural_gradient's update needs {missing}; "
                 "call update(grads, state, params, batch=inputs)"
             )
-        found = solve(
-            apply, params, batch, updates,
-            damping=damping, rtol=rtol, max_steps=max_steps,
-            guess=state.direction, likelihood=likelihood,
-        )  # fmt: skip
-        half = _inner(found.value, updates) / 2  # = ½ vᵀ(F + damping)v
-        scale = jnp.sqrt(jnp.minimum(1, max_kl / jnp.where(half > 0, half, 1)))
-        shortened = jax.tree.map(lambda v: v * scale.astype(v.dtype), found.value)
-        return shortened, NaturalGradientState(found.value)
+        _check_like(params, updates, name="updates")
+        product, half = _damped(apply, params, batch, damping, likelihood)
+        solve_from = partial(cg, product, updates, tol=rtol, maxiter=max_steps)
+        # At its best length the guess is no worse than zero: with ½ vᵀ(F + λ)v − vᵀg ≤ 0, which
+        # conjugate gradients only lower, even a solve cut short ends in a descent, to rounding.
+        energy = 2 * half(state.direction)
+        best = _inner(state.direction, updates) / jnp.where(energy > 0, energy, 1)
+        found = solve_from(x0=scaled(best, state.direction))[0]
+        found = lax.cond(_inner(found, updates) > 0, lambda: found, lambda: solve_from()[0])
+        size = half(found)
+        scale = jnp.sqrt(jnp.minimum(1, max_kl / jnp.where(size > 0, size, 1)))
+        shortened = within(apply, params, batch, scaled(scale, found), max_kl, likelihood)
+        return shortened, NaturalGradientState(found)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _damped(
+    apply: Apply, params: PyTree, xs: ArrayLike, damping: float | Array, likelihood: Likelihood
+) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], Float[Array, ""]]]:
+    """Return v ↦ (F + damping) v and v ↦ ½ vᵀ(F + damping)v, of one linearisation of the network.
+
+    The second is a sum of squares: nothing cancels, and it is right of any v, solution or not.
+    """
+    logits, pull = _batch_pullback(apply, params, _as_batch(xs, True), likelihood)
+
+    def product(v: PyTree) -> PyTree:
+        out = pull(_metric(likelihood, logits, _push(pull, logits, v)) / logits.shape[0])
+        return jax.tree.map(lambda f, u: f + jnp.asarray(damping, u.dtype) * u, out, v)
+
+    def half(v: PyTree) -> Float[Array, ""]:
+        def one(s: Array, u: Array) -> Array:
+            weights, rows = likelihood.factor(s)
+            return jnp.sum((weights * dot(rows, u)) ** 2)
+
+        fisher = jnp.mean(jax.vmap(one)(logits, _push(pull, logits, v)))
+        return (fisher + damping * _inner(v, v)) / 2
+
+    return product, half
 
 
 def _as_batch(x: ArrayLike, batched: bool) -> Float[Array, "b ..."]:
@@ -345,6 +374,12 @@ def _check_like(params: PyTree, v: PyTree, *, name: str) -> None:
                 f"{name} must hold floating arrays only, got dtype {jnp.result_type(leaf)} at "
                 f"{name}{jax.tree_util.keystr(path)}"
             )
+    dtypes = [jax.tree.map(lambda leaf: jnp.result_type(leaf).name, t) for t in (params, v)]
+    if dtypes[0] != dtypes[1]:
+        raise ValueError(
+            f"{name} must have the dtypes of params, {dtypes[0]}, got {dtypes[1]}; convert with "
+            f"jax.tree.map(lambda w, u: u.astype(w.dtype), params, {name})"
+        )
 
 
 def _inner(a: PyTree, b: PyTree) -> Float[Array, ""]:

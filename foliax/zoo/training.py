@@ -50,6 +50,7 @@ class _Task(NamedTuple):
     recorder: Recorder
     seconds: MutableMapping[str, float]
     mesh: Mesh | None
+    out: str | os.PathLike | None
 
     def model(self, state: TrainState) -> nnx.Module:
         return nnx.merge(self.graphdef, state.params, state.stats, self.rest)
@@ -106,6 +107,8 @@ def train(
             devices cannot share a batch evenly or are not all of this host, or `out` holds another
             training.
         RuntimeError: If another run is training into `out`.
+        FloatingPointError: If the training diverges: the loss of a step, the weights, or what is
+            measured at the reference images is not finite. The checkpoints written so far are kept.
 
     Example:
         >>> from flax import nnx
@@ -138,7 +141,7 @@ def _train(
     """Go on from the newest checkpoint, epoch by epoch."""
     identity = _identity(dataset, config)
     found = None if out is None else _resume(out, model, identity, config.epochs)
-    task, state = _begin(model, dataset, config, found, seconds, mesh)
+    task, state = _begin(model, dataset, config, found, seconds, mesh, out)
     start = 0 if found is None else found.epoch
     if not start and config.track_per_epoch:
         _track(task, state, 0)
@@ -186,6 +189,7 @@ def _begin(
     found: checkpoints.Checkpoint | None,
     seconds: MutableMapping[str, float],
     mesh: Mesh | None,
+    out: str | os.PathLike | None,
 ) -> tuple[_Task, TrainState]:
     """Return the task, and the state to go on from: that of the checkpoint, if there is one."""
     if found is not None:
@@ -213,6 +217,7 @@ def _begin(
         Recorder(history),
         seconds,
         mesh,
+        out,
     )
     return task, state
 
@@ -241,6 +246,7 @@ def _run_epoch(task: _Task, state: TrainState, epoch: int, bar: tqdm) -> TrainSt
                 losses.append(loss)
                 bar.update()
             jax.block_until_ready(state.params)
+        _check_finite(task, losses, state, before)
         if stops:
             _track(task, state, before + stop)
             bar.set_postfix(task.recorder.latest(), refresh=False)
@@ -256,6 +262,27 @@ def _run_epoch(task: _Task, state: TrainState, epoch: int, bar: tqdm) -> TrainSt
     return state
 
 
+def _check_finite(task: _Task, losses: list[Array], state: TrainState, before: int) -> None:
+    """Stop a training that has diverged, before anything is recorded or kept of it."""
+    bad = np.flatnonzero(~np.isfinite(np.asarray(jnp.stack(losses))))
+    if len(bad):
+        raise _diverged(task, f"the loss is not finite at step {before + bad[0] + 1}")
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.params)):
+        raise _diverged(task, f"the weights are not finite after step {before + len(losses)}")
+
+
+def _diverged(task: _Task, what: str) -> FloatingPointError:
+    kept = ""
+    if task.out is not None and checkpoints.has_any(task.out):
+        newest = checkpoints.epochs(task.out)[-1]
+        kept = f"; the checkpoints to epoch {newest} are kept in {os.fspath(task.out)}"
+    return FloatingPointError(
+        f"the training has diverged: {what}{kept}. Train again at a smaller learning_rate, or with "
+        "schedule='warmup-cosine', into another `out`; see that the images are finite and "
+        "normalised"
+    )
+
+
 def _signs(config: TrainConfig, step: int) -> Array | None:
     """Return the key of a step; None where nothing is random."""
     if not config.trace_penalty:
@@ -269,6 +296,10 @@ def _track(task: _Task, state: TrainState, step: int) -> None:
     x, y = data.train_x[task.reference], data.train_y[task.reference]
     with task.timed("tracking"):
         trace, rank, loss = observe(task.model(state), x, y, mesh=task.mesh)
+    if not np.isfinite(loss).all() or (rank < 0).any():
+        raise _diverged(
+            task, f"the loss of the reference images or G is not finite after step {step}"
+        )
     task.recorder.track(step=step, loss=loss, trace=trace, rank=rank, num_classes=data.num_classes)
 
 

@@ -1,6 +1,7 @@
 """Training: it learns, records what it says, and goes on where it stopped."""
 
 import json
+import re
 import warnings
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 
 import foliax
 from foliax import sharding, zoo
-from foliax.zoo import evaluation, train_config, training
+from foliax.zoo import checkpoints, evaluation, train_config, training
 from foliax.zoo.train_step import TrainState, train_step
 
 MESHES = (None, sharding.mesh(1))
@@ -482,3 +483,30 @@ def test_the_gradient_of_the_penalty_is_that_of_the_trace():
     expected = -2.0 * jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(exact)])
     for one in found:
         np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("track_per_epoch", [0, 1])
+def test_a_training_that_diverges_says_so_and_keeps_its_checkpoints(few, tmp_path, track_per_epoch):
+    model = zoo.MLP((36, 8, 10), rngs=nnx.Rngs(0))
+    seen = []
+    with pytest.raises(FloatingPointError, match="smaller learning_rate") as raised:
+        run(
+            few, 40, model=model, learning_rate=1e6, track_per_epoch=track_per_epoch,
+            out=tmp_path, on_epoch=lambda epoch, *_: seen.append(epoch),
+        )  # fmt: skip
+    told = re.search(r"not finite (?:at|after) step (\d+);.* to epoch (\d+)", str(raised.value))
+    assert told is not None, str(raised.value)
+    step, epoch = map(int, told.groups())
+    assert epoch == seen[-1] == (step - 1) // 2  # two steps an epoch
+    assert checkpoints.epochs(tmp_path) == seen
+    _, history = run(
+        few, epoch, model=model, learning_rate=1e6, track_per_epoch=track_per_epoch, out=tmp_path
+    )
+    assert np.isfinite(history.train_loss).all()
+
+
+def test_a_training_whose_last_step_is_too_long_says_so(few):
+    model = zoo.MLP((36, 8, 10), rngs=nnx.Rngs(0))
+    model.layers[0].kernel[...] = jnp.full_like(model.layers[0].kernel[...], 1e30)
+    with pytest.raises(FloatingPointError, match=r"has diverged: .*not finite"):
+        run(few, 1, model=model, batch_size=128, learning_rate=1e38)
