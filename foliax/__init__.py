@@ -14,7 +14,7 @@ import importlib
 import importlib.metadata
 from typing import Any
 
-from foliax._rewrite import with_gradients as with_gradients
+from foliax._rewrite import with_options as with_options
 from foliax.brackets import Involutivity as Involutivity
 from foliax.brackets import involutivity as involutivity
 from foliax.data_matrix import Eigen as Eigen

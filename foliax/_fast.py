@@ -16,59 +16,81 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+Precision = Any  # what `jax.lax` takes, hashable
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _NARROW = 4  # input channels up to which shifted products beat a convolution
 
 
 def conv(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "p q i o"], padding: int | Padding = 0
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "p q i o"],
+    padding: int | Padding = 0,
+    precision: Precision = None,
 ) -> Float[Array, "b u v o"]:
     """Convolve images with a kernel, stride 1, with zeros around: (low, high) for each axis.
 
     Equal to the stock convolution in every derivative; its input gradient in reverse mode is
-    the fast one.
+    the fast one. All its products have the precision, by default what JAX's context says.
     """
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
     dtype = jnp.result_type(x, kernel)
-    return _conv(x.astype(dtype), kernel.astype(dtype), padding)
+    if precision is None:  # now: the derivatives may be traced when the context is another
+        precision = jax.config.jax_default_matmul_precision
+    return _conv(x.astype(dtype), kernel.astype(dtype), padding, precision)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, padding: Padding) -> Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, padding: Padding, precision: Precision) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT, precision=precision
+    )
 
 
 @_conv.defjvp
-def _conv_jvp(padding: Padding, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+def _conv_jvp(
+    padding: Padding,
+    precision: Precision,
+    primals: tuple[Array, Array],
+    tangents: tuple[Array, Array],
+):
     """Differentiate along the transpose of the fast input gradient, so that reverse mode finds it.
 
     Both factors are linear: only the way in which the product with the tangent of x is written
     differs from the stock rule.
     """
     (x, kernel), (dx, dkernel) = primals, tangents
-    out = _conv(x, kernel, padding)
-    along = jax.linear_transpose(lambda g: _input_gradient(g, kernel, padding, x.shape), out)
-    return out, along(dx)[0] + _conv(x, dkernel, padding)
+    out = _conv(x, kernel, padding, precision)
+
+    def back(g: Array) -> Array:
+        return _input_gradient(g, kernel, padding, precision, x.shape)
+
+    return out, jax.linear_transpose(back, out)(dx)[0] + _conv(x, dkernel, padding, precision)
 
 
-def _input_gradient(g: Array, kernel: Array, padding: Padding, shape: tuple[int, ...]) -> Array:
+def _input_gradient(
+    g: Array, kernel: Array, padding: Padding, precision: Precision, shape: tuple[int, ...]
+) -> Array:
     if kernel.shape[2] <= _NARROW:
-        return _scatter(g, kernel, padding, shape)
+        return _scatter(g, kernel, padding, precision, shape)
     turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     back = [
         (side - 1 - low, side - 1 - high)
         for side, (low, high) in zip(kernel.shape[:2], padding, strict=True)
     ]
-    return lax.conv_general_dilated(g, turned, (1, 1), back, dimension_numbers=_LAYOUT)
+    return lax.conv_general_dilated(
+        g, turned, (1, 1), back, dimension_numbers=_LAYOUT, precision=precision
+    )
 
 
-def _scatter(g: Array, kernel: Array, padding: Padding, shape: tuple[int, ...]) -> Array:
+def _scatter(
+    g: Array, kernel: Array, padding: Padding, precision: Precision, shape: tuple[int, ...]
+) -> Array:
     """Return the input gradient as one product and shifted sums: for a few input channels."""
     height, width, num_in, num_out = kernel.shape
     (top, bottom), (left, right) = padding
-    terms = g @ kernel.reshape(-1, num_out).T
+    terms = jnp.matmul(g, kernel.reshape(-1, num_out).T, precision=precision)
     terms = terms.reshape(*g.shape[:3], height, width, num_in)
     padded = (shape[0], shape[1] + top + bottom, shape[2] + left + right, num_in)
     total = jnp.zeros(padded, g.dtype)

@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._rewrite import differentiable
+from foliax._rewrite import differentiable, logits_of, precision_of
 from foliax._types import Count, Model
 from foliax.likelihood import Likelihood
 
@@ -80,7 +80,7 @@ def logits_struct(model: Model, x: Array, likelihood: Likelihood) -> jax.ShapeDt
             f"model must be callable from one input to C logits, got {type(model).__name__}; wrap "
             "a Flax Linen module as jax.tree_util.Partial(module.apply, variables)"
         )
-    out = jax.eval_shape(lambda y: model(y), x)
+    out = jax.eval_shape(lambda y: logits_of(model, y), x)
     shape = getattr(out, "shape", None)
     if shape is None:
         raise ValueError(
@@ -116,7 +116,8 @@ def pullback(
     Both are in the working dtype; the model itself sees x, and cotangents, in its own.
     """
     logits_struct(model, x, likelihood)
-    logits, vjp = jax.vjp(differentiable(model, x), x)
+    with precision_of(model):
+        logits, vjp = jax.vjp(differentiable(model, x), x)
     dtype = working_dtype(x, logits)
 
     narrow = logits.dtype != dtype
@@ -125,7 +126,8 @@ def pullback(
         # A cotangent of the size of a small probability is zero in half precision.
         size = jnp.max(jnp.abs(cotangent)) if narrow else 1
         scale = jnp.where(size > 0, size, 1)
-        (gradient,) = vjp((cotangent / scale if narrow else cotangent).astype(logits.dtype))
+        with precision_of(model):  # the rules of a custom_vjp are traced here
+            (gradient,) = vjp((cotangent / scale if narrow else cotangent).astype(logits.dtype))
         gradient = gradient.ravel().astype(dtype)
         return gradient * scale if narrow else gradient
 

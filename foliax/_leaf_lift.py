@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from foliax._inputs import as_time, dot
 from foliax._leaf_circle import Circle, chord_offsets
 from foliax._leaf_image import along, flat_logits
+from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace, least_norm
 from foliax._types import Model
 from foliax.foliation import contrast_jacobian
@@ -81,7 +82,7 @@ class _Scene(eqx.Module):
 
     def defect(self, x: Float[Array, " n"], step: Any) -> Float[Array, " k"]:
         """Return how far the contrasts of the logits at x are from those prescribed."""
-        logits = self.model(x.astype(self.dtype).reshape(self.shape)).astype(x.dtype)
+        logits = logits_of(self.model, x.astype(self.dtype).reshape(self.shape)).astype(x.dtype)
         return contrast_change(_CATEGORICAL, self.logits, logits) - self.prescribed(step)
 
     def resolution(self, step: Any) -> Float[Array, ""]:

@@ -1,11 +1,15 @@
-"""Any model, differentiated fast: its slow operations are replaced as it is traced.
+"""How foliax calls and differentiates any model: in full precision, and fast.
 
+Everything that foliax does with a model goes through `logits_of` or `differentiable`, which set the
+precision of its products. For derivatives its slow operations are replaced as it is traced.
 The model is traced to a jaxpr once, and evaluated again equation by equation; a convolution of
 stride 1 and a pool of disjoint windows are replaced by those of `_fast`, which have the same values
 and derivatives. Everything else, and every form of those two that is not recognised, runs as it is.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -16,44 +20,60 @@ from jax.extend import core
 from jaxtyping import Array
 
 from foliax._fast import conv, window_max
-from foliax._types import Gradients, Model
+from foliax._types import Model, Operations, Precision
 
 Rule = Callable[..., Array]
 
 
-class WithGradients(eqx.Module):
-    """A model, and how it is to be differentiated; see `with_gradients`."""
+class WithOptions(eqx.Module):
+    """A model, and how foliax is to evaluate and differentiate it; see `with_options`."""
 
     model: Any
-    strategy: str = eqx.field(static=True)
+    operations: str = eqx.field(static=True)
+    precision: str = eqx.field(static=True)
 
-    def __call__(self, x: Any) -> Any:
-        """Return the logits of one input."""
-        return self.model(x)
+    def __call__(self, *args: Any) -> Any:
+        """Return the logits of one input, in the precision asked for."""
+        with jax.default_matmul_precision(self.precision):
+            return self.model(*args)
 
 
-def with_gradients(model: Model, strategy: Gradients = "auto") -> WithGradients:
-    """Say how foliax shall differentiate a model; without this, it is by "auto".
+def with_options(
+    model: Model, *, operations: Operations = "auto", precision: Precision = "highest"
+) -> WithOptions:
+    """Say how foliax shall evaluate and differentiate a model; without this, by the defaults.
 
-    The gradients are the same, up to rounding. On CPU the stock max-pool is slow under the
+    Operations change derivatives by rounding alone. On CPU the stock max-pool is slow under the
     vmapped reverse passes of a Jacobian, and the stock convolution inside a compiled loop, such as
     a walk: two to five times, together. "fast" replaces both wherever they occur in the model.
 
+    Precision is that of matrix products and convolutions. GPUs compute those of float32 numbers in
+    TF32 unless told otherwise, TPUs in bfloat16, which changes ranks; foliax asks for full float32,
+    in the model and in its derivatives. It changes nothing on CPU, and no dtype anywhere. A product
+    whose precision the model names itself, as `jnp.dot(a, b, precision="high")`, keeps it.
+
+    The precision reaches whatever foliax traces: the model's calls, its Jacobian, what foliax
+    derives from that. Where you differentiate a function of foliax yourself, JAX traces the bodies
+    of the model's own `jax.custom_jvp` and `jax.custom_vjp` rules later: put that derivative under
+    `jax.default_matmul_precision("highest")` if they multiply.
+
     Args:
         model: Callable pytree from one input to C logits.
-        strategy: "fast" replaces what it recognises; "stock" leaves the model as it is; "auto" is
+        operations: "fast" replaces what it recognises; "stock" leaves the model as it is; "auto" is
             "fast" on CPU and "stock" elsewhere.
+        precision: "highest" is full float32; "high" and "default" are JAX's, faster and rougher on
+            GPU and TPU.
 
     Returns:
         A model for every function of foliax.
 
     Raises:
-        ValueError: If the model is not callable, or the strategy is none of these.
+        ValueError: If the model is not callable, or an option is none of these.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import foliax
-        >>> model = foliax.with_gradients(lambda x: jnp.stack([x[0], 0 * x[0]]), "stock")
+        >>> model = foliax.with_options(lambda x: jnp.stack([x[0], 0 * x[0]]), precision="default")
         >>> float(foliax.trace(model, jnp.zeros(1)))
         0.25
     """
@@ -61,22 +81,49 @@ def with_gradients(model: Model, strategy: Gradients = "auto") -> WithGradients:
         raise ValueError(
             f"model must be callable from one input to C logits, got {type(model).__name__}"
         )
-    if strategy not in ("auto", "fast", "stock"):
-        raise ValueError(f"strategy must be one of 'auto', 'fast', 'stock', got {strategy!r}")
-    return WithGradients(model, strategy)
+    if operations not in ("auto", "fast", "stock"):
+        raise ValueError(f"operations must be one of 'auto', 'fast', 'stock', got {operations!r}")
+    if precision not in ("highest", "high", "default"):
+        raise ValueError(
+            f"precision must be one of 'highest', 'high', 'default', got {precision!r}"
+        )
+    return WithOptions(model, operations, precision)
+
+
+def precision_of(model: Any) -> AbstractContextManager[Any]:
+    """Return the context in which a model is traced: its products take their precision from it.
+
+    So do those inside of nested jits, loops and branches: JAX keys its traces on this context.
+    Transposed and linearised products keep the precision of the first ones. The backward rule of a
+    `custom_vjp` is traced when a VJP is called, which therefore needs the context as well.
+    """
+    chosen = model.precision if isinstance(model, WithOptions) else "highest"
+    return jax.default_matmul_precision(chosen)
+
+
+def logits_of(model: Any, *args: Any) -> Any:
+    """Call the model, in its precision: the one way in which foliax calls models."""
+    with precision_of(model):
+        return model(*args)
 
 
 def differentiable(model: Model, x: Array) -> Callable[[Array], Array]:
     """Return the function that is differentiated in place of the model, at inputs like x."""
-    strategy = model.strategy if isinstance(model, WithGradients) else "auto"
-    if strategy == "auto":
-        strategy = "fast" if jax.default_backend() == "cpu" else "stock"
-    if strategy == "stock":
-        return lambda y: model(y)
-    closed = jax.make_jaxpr(lambda y: model(y))(x)
+    operations = model.operations if isinstance(model, WithOptions) else "auto"
+    if operations == "auto":
+        operations = "fast" if jax.default_backend() == "cpu" else "stock"
+    plain = partial(logits_of, model)
+    if operations == "stock":
+        return plain
+    closed = jax.make_jaxpr(lambda y: plain(y))(x)
     if not _has_slow(closed.jaxpr):
-        return lambda y: model(y)
-    return lambda y: _evaluate(closed.jaxpr, closed.consts, [y])[0]
+        return plain
+
+    def rewritten(y: Array) -> Array:
+        with precision_of(model):
+            return _evaluate(closed.jaxpr, closed.consts, [y])[0]
+
+    return rewritten
 
 
 def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
@@ -139,7 +186,9 @@ def _conv_rule(eqn: core.JaxprEqn) -> Rule | None:
     ones = ("window_strides", "lhs_dilation", "rhs_dilation")
     plain = all(tuple(params[name]) == (1, 1) for name in ones)
     plain &= params["feature_group_count"] == params["batch_group_count"] == 1
-    plain &= params["precision"] is None
+    precision: Any = params["precision"]
+    if isinstance(precision, tuple):  # of the two factors
+        plain &= len(set(precision)) == 1
     plain &= len({jnp.result_type(atom.aval) for atom in [*eqn.invars, *eqn.outvars]}) == 1
     plain &= min((side for pair in padding for side in pair), default=0) >= 0
     if not plain:
@@ -151,7 +200,7 @@ def _conv_rule(eqn: core.JaxprEqn) -> Rule | None:
         back[axis] = place
 
     def rule(x: Array, kernel: Array) -> Array:
-        out = conv(x.transpose(b, *space, i), kernel.transpose(*window, k, o), padding)
+        out = conv(x.transpose(b, *space, i), kernel.transpose(*window, k, o), padding, precision)
         return out.transpose(back)
 
     return rule

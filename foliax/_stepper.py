@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from foliax._compile import compiled
 from foliax._inputs import as_time
 from foliax._level_set import free_direction, onto_level_set, resolution
+from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace
 from foliax.domain import Box
 from foliax.foliation import contrast_jacobian
@@ -106,7 +107,7 @@ class _State(eqx.Module):
 def integrate(scene: Scene, integrator: Integrator) -> Path:
     """Integrate one walk: compiled once per model structure, shapes and plan."""
     plan, dtype = scene.plan, scene.start.dtype
-    logits = scene.model(scene.shaped(scene.start)).astype(dtype)
+    logits = logits_of(scene.model, scene.shaped(scene.start)).astype(dtype)
     scene = eqx.tree_at(lambda s: s.start_logits, scene, logits, is_leaf=lambda leaf: leaf is None)
     first = _first(scene)
     solution = diffrax.diffeqsolve(
@@ -212,7 +213,7 @@ def _corrected(scene: Scene, state: _State, moved: Float[Array, " n"]) -> Float[
         return moved
 
     def defect(x: Array) -> Array:
-        return scene.defect(scene.model(scene.shaped(x)).astype(x.dtype))
+        return scene.defect(logits_of(scene.model, scene.shaped(x)).astype(x.dtype))
 
     return onto_level_set(state.space, defect, state.x, moved, box, scene.resolution())
 
@@ -369,7 +370,7 @@ def _at_foot(scene: Scene, state: _State) -> Bool[Array, ""]:
 
 def _turned_back(velocity: Float[Array, " n"], before: Float[Array, " n"]) -> Array:
     """Tell whether the velocity has turned (nearly) round."""
-    return jnp.vdot(velocity, before) < -_REVERSAL * _norm(velocity) * _norm(before)
+    return dot(velocity, before) < -_REVERSAL * _norm(velocity) * _norm(before)
 
 
 def _kicked(scene: Scene, state: _State) -> _State:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     Metric = Literal["euclidean", "fisher"]
     Scheme = Literal["exact", "published"]
     Speed = Literal["unit", "gradient"]
-    Gradients = Literal["auto", "fast", "stock"]
+    Operations = Literal["auto", "fast", "stock"]
+    Precision = Literal["highest", "high", "default"]
     EighMethod = Literal["factor", "lanczos"]
     Count = int
 else:
-    Model = Along = Metric = Scheme = Speed = Gradients = EighMethod = Count = Any
+    Model = Along = Metric = Scheme = Speed = Operations = Precision = EighMethod = Count = Any

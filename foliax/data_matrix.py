@@ -28,6 +28,7 @@ from foliax._inputs import (
     pushforward,
     working_dtype,
 )
+from foliax._rewrite import logits_of
 from foliax._types import Count, EighMethod, Model
 from foliax.estimate import lanczos
 from foliax.likelihood import Categorical, Likelihood, logit_change
@@ -365,7 +366,7 @@ def kl(
     x = as_point(x)
     delta = as_tangent(delta, x, name="delta")
     logits, _ = pullback(model, x, likelihood)
-    moved = model(x + delta.astype(x.dtype)).astype(logits.dtype)
+    moved = logits_of(model, x + delta.astype(x.dtype)).astype(logits.dtype)
     return likelihood.kl(logits, logit_change(likelihood, logits, moved))
 
 

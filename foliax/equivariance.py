@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Float
 from foliax import _lapack as lapack
 from foliax._compile import compiled
 from foliax._inputs import as_point, dot
+from foliax._rewrite import logits_of
 from foliax._types import Count, Model
 from foliax.data_matrix import factor
 from foliax.foliation import frame
@@ -194,7 +195,7 @@ def defect(
     sizes = [jnp.linalg.norm(dot(a, a.T)) for a in (turned, there)]
     dimensions = jnp.sum(vectors.mask) + jnp.sum(targets.mask)
     leaf = _difference(carried, targets.vectors.reshape(len(carried), -1))
-    p, q = (likelihood.probabilities(model(at).astype(here.dtype)) for at in (x, moved))
+    p, q = (likelihood.probabilities(logits_of(model, at).astype(here.dtype)) for at in (x, moved))
     lengths = jnp.linalg.norm(carried, axis=1)
     lengths = jnp.where(vectors.mask | jnp.isnan(lengths), lengths, 1)
     return Defect(

@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from foliax._compile import compiled
 from foliax._inputs import as_point, check_count, check_positive, dot, logits_struct
+from foliax._rewrite import logits_of, precision_of
 from foliax._trust_region import scaled, within
 from foliax.likelihood import Categorical, Likelihood, logit_change
 
@@ -127,9 +128,9 @@ def kl(
     """
     _check_like(params, delta, name="delta")
     x = as_point(x)
-    logits_struct(lambda y: apply(params, y), x, likelihood)
-    logits = apply(params, x)
-    moved = apply(jax.tree.map(jnp.add, params, delta), x)
+    logits_struct(lambda y: logits_of(apply, params, y), x, likelihood)
+    logits = logits_of(apply, params, x)
+    moved = logits_of(apply, jax.tree.map(jnp.add, params, delta), x)
     return likelihood.kl(logits, logit_change(likelihood, logits, moved))
 
 
@@ -327,9 +328,14 @@ def _batch_pullback(
     apply: Apply, params: PyTree, xs: Float[Array, "b ..."], likelihood: Likelihood
 ) -> tuple[Float[Array, "b c"], Callable[[Float[Array, "b c"]], PyTree]]:
     """Return the logits of a batch, and the map from cotangents on them to the parameters."""
-    logits_struct(lambda y: apply(params, y), xs[0], likelihood)
-    logits, vjp = jax.vjp(lambda w: jax.vmap(lambda y: apply(w, y))(xs), params)
-    return logits, lambda cotangents: vjp(cotangents.astype(logits.dtype))[0]
+    logits_struct(lambda y: logits_of(apply, params, y), xs[0], likelihood)
+    logits, vjp = jax.vjp(lambda w: jax.vmap(lambda y: logits_of(apply, w, y))(xs), params)
+
+    def pull(cotangents: Array) -> PyTree:
+        with precision_of(apply):
+            return vjp(cotangents.astype(logits.dtype))[0]
+
+    return logits, pull
 
 
 def _push(
@@ -383,7 +389,7 @@ def _check_like(params: PyTree, v: PyTree, *, name: str) -> None:
 
 
 def _inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    return jnp.vdot(ravel_pytree(a)[0], ravel_pytree(b)[0])
+    return dot(ravel_pytree(a)[0], ravel_pytree(b)[0])
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:

@@ -17,12 +17,14 @@ from foliax._inputs import (
     check_count,
     check_key,
     check_positive,
+    dot,
     logits_struct,
     pull_rows,
     pullback,
     working_dtype,
 )
 from foliax._level_set import onto_level_set, resolution
+from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace
 from foliax._types import Along, Count, Metric, Model
 from foliax.foliation import contrast_jacobian
@@ -141,7 +143,7 @@ def _integrate(
     model, likelihood, x, key, time, least, along, metric, num_steps, save_every
 ) -> Brownian:
     dtype = time.dtype
-    logits = model(x).astype(dtype)
+    logits = logits_of(model, x).astype(dtype)
     scene = _Scene(model, likelihood, along, metric, x.shape, x.dtype, logits, least)
     start = x.ravel().astype(dtype)
     noise = likelihood.embedding(logits).shape[0] if metric == "fisher" else x.size
@@ -169,7 +171,7 @@ def _integrate(
     end, steps = kept[1][0], solution.stats["num_accepted_steps"]
     rows = jnp.arange(1 + num_steps // save_every) * save_every
     points = jnp.where((rows <= steps)[:, None], kept[0][: len(rows)], end)
-    gone = logit_change(likelihood, logits, model(scene.shaped(end)).astype(dtype))
+    gone = logit_change(likelihood, logits, logits_of(model, scene.shaped(end)).astype(dtype))
     finite = jnp.all(jnp.isfinite(end)) & jnp.all(jnp.isfinite(gone))
     halted = solution.result == diffrax.RESULTS.event_occurred
     status = jnp.where(halted, Status.boundary, Status.completed)
@@ -230,7 +232,7 @@ def _diffusion(scene: _Scene, x: Array, scale: Array) -> lx.AbstractLinearOperat
         space = RowSpace.of(pull_rows(pull, rows, None).astype(x.dtype))
 
         def move(noise: Array) -> Array:
-            return scale * (space.inverse @ noise) @ space.basis
+            return dot(scale * dot(space.inverse, noise), space.basis)
 
         size = rows.shape[0]
     else:
@@ -251,7 +253,7 @@ def _back(scene: _Scene, x: Array, moved: Array) -> Array:
     _, k = contrast_jacobian(scene.model, scene.shaped(x), scene.likelihood, None)
 
     def defect(y: Array) -> Array:
-        logits = scene.model(scene.shaped(y)).astype(y.dtype)
+        logits = logits_of(scene.model, scene.shaped(y)).astype(y.dtype)
         return contrast_change(scene.likelihood, scene.start_logits, logits)
 
     finest = resolution(scene.likelihood, scene.start_logits, scene.dtype)
@@ -262,7 +264,7 @@ def _at_boundary(t: Any, y: Array, scene: _Scene, **_: Any) -> Array:
     del t
     if scene.metric != "fisher":
         return jnp.zeros((), bool)
-    logits = scene.model(scene.shaped(y)).astype(y.dtype)
+    logits = logits_of(scene.model, scene.shaped(y)).astype(y.dtype)
     return scene.likelihood.edge(logits) < scene.least
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from foliax import _lapack as lapack
 from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, working_dtype
+from foliax._rewrite import logits_of, precision_of
 from foliax._types import Model
 from foliax.data_matrix import factor
 from foliax.domain import check_box
@@ -65,7 +66,7 @@ def scene_of(model: Model, x: Any, budget: Any, label: Any, box: Any) -> Scene:
         )
     x = x.astype(working_dtype(x, struct))
     if label is None:
-        attacked = jnp.argmax(model(x)).astype(jnp.int32)
+        attacked = jnp.argmax(logits_of(model, x)).astype(jnp.int32)
     else:
         attacked = as_class(label, struct.shape[0], name="label")
     return Scene(model, x, radius.astype(x.dtype), attacked, box)
@@ -73,14 +74,15 @@ def scene_of(model: Model, x: Any, budget: Any, label: Any, box: Any) -> Scene:
 
 def doubt_of(scene: Scene, y: Array) -> Array:
     """Return log((1 − p) / p) of the label: it rises with the loss, and its slope never fades."""
-    logits = scene.model(y.reshape(scene.x.shape))
+    logits = logits_of(scene.model, y.reshape(scene.x.shape))
     others = jnp.where(jnp.arange(logits.size) == scene.label, -jnp.inf, logits)
     return jax.nn.logsumexp(others) - logits[scene.label]
 
 
 def slope(scene: Scene, y: Array) -> Array:
     """Return the direction in which the label loses, at the speed of log((1 − p) / p)."""
-    return jax.grad(partial(doubt_of, scene))(y)
+    with precision_of(scene.model):
+        return jax.grad(partial(doubt_of, scene))(y)
 
 
 def top(scene: Scene, y: Array) -> tuple[Array, Array]:
@@ -130,7 +132,7 @@ def better(scene: Scene, ends: Float[Array, "k n"]) -> Attacked:
 
 def result(scene: Scene, end: Array) -> Attacked:
     end = clipped(scene, end)
-    logits = scene.model(end)
+    logits = logits_of(scene.model, end)
     distance = jnp.sqrt(jnp.sum((end - scene.x) ** 2))
     finite = is_valid(_LIKELIHOOD, logits) & jnp.isfinite(distance)
     fooled = (jnp.argmax(logits) != scene.label) & finite

@@ -1,5 +1,6 @@
 """Which clean images to denoise by: those that are like the noisy one."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -8,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._inputs import as_point, check_choice, check_count, logits_struct, working_dtype
+from foliax._rewrite import logits_of
 from foliax._types import Count, Model
 from foliax.likelihood import Categorical
 
@@ -70,7 +72,7 @@ def nearest_by_class(
     labels = _as_labels(labels, len(images))
     logits_struct(model, x, Categorical())
     away = squares(x, images)
-    other = labels != jnp.argmax(model(x))
+    other = labels != jnp.argmax(logits_of(model, x))
     return _least(jnp.where(other, away + jnp.max(away) + 1, away), k)
 
 
@@ -100,7 +102,8 @@ def nearest_by_feature(
     """
     x = as_point(x)
     images = _as_images(images, x.shape, k)
-    return _least(squares(features(x), lax.map(features, images, batch_size=256)), k)
+    of = partial(logits_of, features)
+    return _least(squares(of(x), lax.map(of, images, batch_size=256)), k)
 
 
 def choose(
@@ -152,7 +155,9 @@ def _chosen(
     model: Any, xs: Array, images: Array, labels: Any, k: int, by: str, block: int
 ) -> Array:
     if by == "feature":  # once for all, not once for each x
-        xs, images = (lax.map(model, batch, batch_size=256) for batch in (xs, images))
+        xs, images = (
+            lax.map(partial(logits_of, model), batch, batch_size=256) for batch in (xs, images)
+        )
 
     def one(x: Array) -> Array:
         if by == "class":

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from foliax._inputs import dot
+from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace, least_norm
 from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical, included, is_valid, logit_change
@@ -38,7 +39,7 @@ class Scene(eqx.Module):
         return x.astype(self.dtype).reshape(self.shape)
 
     def logits(self, x: Float[Array, " n"]) -> Float[Array, " c"]:
-        return self.model(self.shaped(x)).astype(x.dtype)
+        return logits_of(self.model, self.shaped(x)).astype(x.dtype)
 
     def aim(self, logits: Float[Array, " c"], tries: Int[Array, ""]) -> Float[Array, ""]:
         """Return a lead that rounding does not hide.

@@ -164,7 +164,7 @@ def _approach_step(scene: Scene, walk: _Walk, target: Array, limits: _Limits) ->
 
     def allowed(move: Array) -> tuple[Array, Array]:
         """Return the nearest move in D that keeps log p_label to first order."""
-        short = room - jnp.vdot(gradient, move)  # of the threshold; −inf without one
+        short = room - dot(gradient, move)  # of the threshold; −inf without one
         return move + slope * jnp.where(short > 0, short, 0), short > 0
 
     whole = space.project(away)

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._inputs import as_point, check_count, is_traced, logits_struct, working_dtype
+from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.domain import Box, check_box
@@ -65,7 +66,7 @@ class Scene(eqx.Module):
         return x.astype(self.dtype).reshape(self.shape)
 
     def logits(self, x: Float[Array, " n"]) -> Float[Array, " c"]:
-        return self.model(self.shaped(x)).astype(x.dtype)
+        return logits_of(self.model, self.shaped(x)).astype(x.dtype)
 
     def p_label(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         return jax.nn.softmax(self.logits(x))[self.label]
@@ -132,7 +133,7 @@ def make_scene(
         raise ValueError(f"threshold must be a probability in [0, 1), got {threshold!r}")
     dtype = working_dtype(x, struct)
     start = x.ravel().astype(dtype)
-    logits = model(x).astype(dtype)
+    logits = logits_of(model, x).astype(dtype)
     return Scene(
         model=model,
         box=jax.tree.map(lambda b: jnp.broadcast_to(b, x.shape).ravel().astype(dtype), box),

@@ -29,6 +29,7 @@ from foliax._inputs import (
     logits_struct,
     working_dtype,
 )
+from foliax._rewrite import logits_of
 from foliax._types import Count, Metric, Model
 from foliax.apps._explain_move import (
     LIKELIHOOD,
@@ -156,7 +157,7 @@ def reach(
 def _reached(
     model: Model, x: Array, to: Array, step: Array, metric: str, max_steps: int
 ) -> Reached:
-    start, logits = x.ravel().astype(step.dtype), model(x).astype(step.dtype)
+    start, logits = x.ravel().astype(step.dtype), logits_of(model, x).astype(step.dtype)
     scene = Scene(model, start, logits, to, step, metric, max_steps, x.shape, x.dtype)
     last = move(scene)
     log_p = jax.nn.log_softmax(logits)
@@ -204,7 +205,7 @@ def explain(
     """
     x = as_point(x)
     num_classes = logits_struct(model, x, LIKELIHOOD).shape[0]
-    logits = model(x)
+    logits = logits_of(model, x)
 
     def all_by(metric: Metric) -> Reached:
         one = partial(reach, model, x, metric=metric, step=step, max_steps=max_steps)
@@ -254,7 +255,7 @@ def explanations(
 
 @eqx.filter_jit
 def _explained(model: Model, xs: Array, block: int, options: Any) -> Explanation:
-    logits = lax.map(model, xs)
+    logits = lax.map(partial(logits_of, model), xs)
     count, num_classes = logits.shape
     inputs, classes = jnp.divmod(jnp.arange(count * num_classes), num_classes)
 

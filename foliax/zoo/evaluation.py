@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax import sharding
+from foliax._rewrite import logits_of
 from foliax.data_matrix import trace_and_rank
 from foliax.zoo.train_step import cross_entropy
 
@@ -93,11 +94,11 @@ def _blocks(block: int, *arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]
 @jax.jit
 def _observe(model: Callable, images: Array, labels: Array) -> tuple[Array, Array, Array]:
     def one(x: Array, y: Array) -> tuple[Array, Array, Array]:
-        return *trace_and_rank(model, x), cross_entropy(model(x), y)
+        return *trace_and_rank(model, x), cross_entropy(logits_of(model, x), y)
 
     return jax.vmap(one)(images, labels)
 
 
 @jax.jit
 def _predict(model: Callable, images: Array) -> Int[Array, " b"]:
-    return jnp.argmax(jax.vmap(model)(images), axis=-1)
+    return jnp.argmax(jax.vmap(partial(logits_of, model))(images), axis=-1)
