@@ -4,6 +4,9 @@ jaxlib hands a batch of LAPACK calls to the threads of the very pool that it run
 them. Two batches that do not depend on each other may so take all threads of a small pool, and each
 waits for ever (seen on two cores, beside convolutions). Matrices here are small, and a loop over
 them costs next to nothing beside the Jacobians that they come from.
+
+A loop has no reverse derivative, and the stock rules of derivatives decompose in batches again: the
+rules here are the same formulas, written in products of what was decomposed one by one.
 """
 
 from collections.abc import Callable
@@ -11,20 +14,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 from jaxtyping import Array, Float
 
+_HIGHEST = jax.lax.Precision.HIGHEST
 
-def _one_by_one(stock: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """Return a decomposition whose batch is a loop on CPUs; its derivatives are the stock ones'."""
+
+def _dot(*factors: Array) -> Array:
+    product = factors[0]
+    for factor in factors[1:]:
+        product = jnp.matmul(product, factor, precision=_HIGHEST)
+    return product
+
+
+def _one_by_one(stock: Callable[..., Any]) -> Any:
+    """Return a decomposition whose batch is a loop on CPUs; it needs a `defjvp`."""
     alone = jax.custom_batching.sequential_vmap(stock)
 
     @jax.custom_jvp
-    def decomposed(a: Array) -> Any:
-        return alone(a) if jax.default_backend() == "cpu" else stock(a)
-
-    @decomposed.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        return jax.jvp(stock, primals, tangents)
+    def decomposed(*args: Array) -> Any:
+        return alone(*args) if jax.default_backend() == "cpu" else stock(*args)
 
     return decomposed
 
@@ -33,6 +42,14 @@ _qr = _one_by_one(lambda a: tuple(jnp.linalg.qr(a)))
 _triangle = _one_by_one(lambda a: jnp.linalg.qr(a, mode="r"))
 _svd = _one_by_one(lambda a: tuple(jnp.linalg.svd(a, full_matrices=False)))
 _values = _one_by_one(lambda a: jnp.linalg.svd(a, compute_uv=False))
+_eigh = _one_by_one(lambda a: tuple(jnp.linalg.eigh(a)))
+_inverse = _one_by_one(jnp.linalg.inv)
+_inverse_upper = _one_by_one(lambda r: solve_triangular(r, jnp.eye(len(r), dtype=r.dtype)))
+_solve = _one_by_one(jnp.linalg.solve)
+_solve_positive = _one_by_one(lambda a, b: cho_solve(cho_factor(a), b))
+_inverse_cholesky = _one_by_one(
+    lambda a: solve_triangular(jnp.linalg.cholesky(a), jnp.eye(len(a), dtype=a.dtype), lower=True)
+)
 
 
 def qr(a: Float[Array, "n r"]) -> tuple[Float[Array, "n m"], Float[Array, "m r"]]:
@@ -55,3 +72,153 @@ def svd(
 def values(a: Float[Array, "n r"]) -> Float[Array, " m"]:
     """Return the singular values, from the largest on."""
     return _values(a)
+
+
+def eigh(a: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Return the eigenvalues of a symmetric matrix, from the least on, and its eigenvectors."""
+    return _eigh(a)
+
+
+def solve(a: Float[Array, "n n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Return a⁻¹ b."""
+    return _solve(a, b)
+
+
+def solve_positive(a: Float[Array, "n n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Return a⁻¹ b of a symmetric positive definite matrix; not finite where it is not one."""
+    return _solve_positive(a, b)
+
+
+def inverse_upper(r: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Return R⁻¹ of an upper triangle."""
+    return _inverse_upper(r)
+
+
+def inverse_cholesky(a: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Return L⁻¹ with L Lᵀ = a; not finite where there is none."""
+    return _inverse_cholesky(a)
+
+
+def pinv(a: Float[Array, "n r"]) -> Float[Array, "r n"]:
+    """Return the pseudo-inverse; singular values up to 10 max(n, r) eps of the largest are zero."""
+    return _pinv(a)
+
+
+# --- derivatives -------------------------------------------------------------------------------
+
+
+@_qr.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """Differentiate A = Q R: dQ = Q Ω + (1 − Q Qᵀ) dA R⁻¹ with Ω antisymmetric."""
+    (a,), (da,) = primals, tangents
+    q, r = _qr(a)
+    size = len(r)
+    scaled = _dot(da[:, :size], _inverse_upper(r[:, :size]))
+    seen = _dot(q.T, scaled)
+    lower = jnp.tril(seen, -1)
+    turn = lower - lower.T
+    dq = scaled - _dot(q, seen - turn)
+    return (q, r), (dq, _dot(q.T, da) - _dot(turn, r))
+
+
+@_triangle.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (_, r), (_, dr) = jax.jvp(_qr, primals, tangents)
+    return r, dr
+
+
+@_svd.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """Differentiate A = U diag(s) Vᵀ; of U and V not where two values meet or one is zero."""
+    (a,), (da,) = primals, tangents
+    u, s, vt = _svd(a)
+    seen = _dot(u.T, da, vt.T)
+    eye = jnp.eye(s.size, dtype=s.dtype)
+    gaps = (s + s[:, None]) * (s - s[:, None])
+    over = 1 / (gaps + eye) - eye
+    du = _dot(u, over * (seen * s + (seen * s).T))
+    dv = _dot(vt.T, over * (s[:, None] * seen + (s[:, None] * seen).T))
+    rows, columns = a.shape
+    if rows > columns:
+        outer = _dot(da, vt.T)
+        du = du + (outer - _dot(u, u.T, outer)) / s
+    if columns > rows:
+        outer = _dot(da.T, u)
+        dv = dv + (outer - _dot(vt.T, vt, outer)) / s
+    return (u, s, vt), (du, jnp.diagonal(seen), dv.T)
+
+
+@_values.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (a,), (da,) = primals, tangents
+    u, _, vt = _svd(a)
+    return _values(a), jnp.sum(u * _dot(da, vt.T), axis=0)
+
+
+@_eigh.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """Differentiate A V = V diag(w); of V not where two values meet."""
+    (a,), (da,) = primals, tangents
+    w, v = _eigh(a)
+    eye = jnp.eye(w.size, dtype=w.dtype)
+    seen = _dot(v.T, (da + da.T) / 2, v)
+    over = 1 / (w - w[:, None] + eye) - eye
+    return (w, v), (jnp.diagonal(seen), _dot(v, over * seen))
+
+
+@_inverse.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    found = _inverse(*primals)
+    return found, -_dot(found, tangents[0], found)
+
+
+@_inverse_upper.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    found = _inverse_upper(*primals)
+    return found, -_dot(found, jnp.triu(tangents[0]), found)
+
+
+@_solve.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (a, b), (da, db) = primals, tangents
+    found = _solve(a, b)
+    return found, _dot(_inverse(a), db - _dot(da, found))
+
+
+@_solve_positive.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (a, b), (da, db) = primals, tangents
+    found, half = _solve_positive(a, b), _inverse_cholesky(a)
+    return found, _dot(half.T, _dot(half, db - _dot((da + da.T) / 2, found)))
+
+
+@_inverse_cholesky.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """Differentiate M = L⁻¹: dM = −Φ(M dA Mᵀ) M, Φ the lower triangle with half its diagonal."""
+    (a,), (da,) = primals, tangents
+    found = _inverse_cholesky(a)
+    seen = _dot(found, (da + da.T) / 2, found.T)
+    return found, -_dot(jnp.tril(seen) - jnp.diag(jnp.diagonal(seen) / 2), found)
+
+
+@jax.custom_jvp
+def _pinv(a: Float[Array, "n r"]) -> Float[Array, "r n"]:
+    u, s, vt = _svd(a)
+    kept = s > 10 * max(a.shape) * jnp.finfo(a.dtype).eps * jnp.max(s)
+    return _dot(vt.T * jnp.where(kept, 1 / jnp.where(kept, s, 1), 0), u.T)
+
+
+@_pinv.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """Differentiate at constant rank, with P the pseudo-inverse.
+
+    dP = −P dA P + P Pᵀ dAᵀ (1 − A P) + (1 − P A) dAᵀ Pᵀ P.
+
+    Source: Golub & Pereyra 1973, SIAM Journal on Numerical Analysis 10(2).
+    """
+    (a,), (da,) = primals, tangents
+    p = _pinv(a)
+    left = _dot(p, p.T, da.T)
+    right = _dot(da.T, p.T, p)
+    inner = -_dot(p, da, p)
+    return p, inner + left - _dot(left, a, p) + right - _dot(p, a, right)

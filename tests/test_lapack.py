@@ -6,17 +6,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from foliax import _lapack as lapack
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+
+def positive(a):
+    return a.T @ a + jnp.eye(a.shape[1])
+
+
+def half(a):
+    return solve_triangular(jnp.linalg.cholesky(positive(a)), jnp.eye(a.shape[1]), lower=True)
+
+
+def through_qr(a):
+    return solve_triangular(jnp.linalg.qr(a)[1], jnp.eye(a.shape[1]))
+
+
+def through_cholesky(a):
+    return cho_solve(cho_factor(positive(a)), a[0])
+
+
 STOCK = {
     "qr": (lapack.qr, jnp.linalg.qr),
+    "qr of a wide one": (lambda a: lapack.qr(a.T), lambda a: jnp.linalg.qr(a.T)),
     "triangle": (lapack.triangle, partial(jnp.linalg.qr, mode="r")),
     "svd": (lapack.svd, partial(jnp.linalg.svd, full_matrices=False)),
+    "svd of a wide one": (
+        lambda a: lapack.svd(a.T), lambda a: jnp.linalg.svd(a.T, full_matrices=False)
+    ),
     "values": (lapack.values, partial(jnp.linalg.svd, compute_uv=False)),
-}
+    "eigh": (lambda a: lapack.eigh(positive(a)), lambda a: jnp.linalg.eigh(positive(a))),
+    "solve": (
+        lambda a: lapack.solve(a[:4], a[4]), lambda a: jnp.linalg.solve(a[:4], a[4])
+    ),
+    "solve_positive": (lambda a: lapack.solve_positive(positive(a), a[0]), through_cholesky),
+    "inverse_upper": (lambda a: lapack.inverse_upper(lapack.triangle(a)), through_qr),
+    "inverse_cholesky": (lambda a: lapack.inverse_cholesky(positive(a)), half),
+    "pinv": (lapack.pinv, jnp.linalg.pinv),
+    "pinv of lower rank": (
+        lambda a: lapack.pinv(jnp.outer(a[:, 0], a[1])), lambda a: jnp.linalg.pinv(jnp.outer(a[:, 0], a[1]))
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(params=STOCK)
