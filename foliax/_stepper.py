@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from foliax._compile import compiled
-from foliax._inputs import as_time
+from foliax._inputs import as_time, dot
 from foliax._level_set import free_direction, onto_level_set, resolution
 from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace

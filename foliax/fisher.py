@@ -287,7 +287,7 @@ def natural_gradient(
         found = lax.cond(_inner(found, updates) > 0, lambda: found, lambda: solve_from()[0])
         size = half(found)
         scale = jnp.sqrt(jnp.minimum(1, max_kl / jnp.where(size > 0, size, 1)))
-        shortened = within(apply, params, batch, scaled(scale, found), max_kl, likelihood)
+        shortened = within(apply, params, jnp.asarray(batch), scaled(scale, found), max_kl, likelihood)
         return shortened, NaturalGradientState(found)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -47,7 +47,8 @@ STOCK = {
     "inverse_cholesky": (lambda a: lapack.inverse_cholesky(positive(a)), half),
     "pinv": (lapack.pinv, jnp.linalg.pinv),
     "pinv of lower rank": (
-        lambda a: lapack.pinv(jnp.outer(a[:, 0], a[1])), lambda a: jnp.linalg.pinv(jnp.outer(a[:, 0], a[1]))
+        lambda a: lapack.pinv(jnp.outer(a[:, 0], a[1])),
+        lambda a: jnp.linalg.pinv(jnp.outer(a[:, 0], a[1])),
     ),
 }  # fmt: skip
 
