@@ -37,7 +37,8 @@ def conv(
         padding = ((padding, padding), (padding, padding))
     dtype = jnp.result_type(x, kernel)
     if precision is None:  # now: the derivatives may be traced when the context is another
-        precision = jax.config.read("jax_default_matmul_precision")
+        config: Any = jax.config  # its context settings have no types
+        precision = config.jax_default_matmul_precision
     return _conv(x.astype(dtype), kernel.astype(dtype), padding, precision)
 
 

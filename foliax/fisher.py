@@ -287,7 +287,8 @@ def natural_gradient(
         found = lax.cond(_inner(found, updates) > 0, lambda: found, lambda: solve_from()[0])
         size = half(found)
         scale = jnp.sqrt(jnp.minimum(1, max_kl / jnp.where(size > 0, size, 1)))
-        shortened = within(apply, params, jnp.asarray(batch), scaled(scale, found), max_kl, likelihood)
+        xs = jnp.asarray(batch)
+        shortened = within(apply, params, xs, scaled(scale, found), max_kl, likelihood)
         return shortened, NaturalGradientState(found)
 
     return optax.GradientTransformationExtraArgs(init, update)
