@@ -110,7 +110,7 @@ def walk(
         adjoint: How diffrax differentiates the walk: the default serves `jax.grad`,
             `diffrax.ForwardMode()` serves `jax.jvp`. (That of an exact kernel walk is the
             derivative of its chord corrections, whose Jacobian is a step old: approximate, to
-            about 1e-3 of the gradient's length.)
+            5e-3 to 2e-2 of the gradient's length on small tanh networks.)
         progress_meter: A diffrax progress meter, as `diffrax.TqdmProgressMeter()`.
         likelihood: The output distribution.
 
@@ -183,7 +183,7 @@ def drift(
         adjoint: How diffrax differentiates the walk: the default serves `jax.grad`,
             `diffrax.ForwardMode()` serves `jax.jvp`. (That of an exact kernel walk is the
             derivative of its chord corrections, whose Jacobian is a step old: approximate, to
-            about 1e-3 of the gradient's length.)
+            5e-3 to 2e-2 of the gradient's length on small tanh networks.)
         progress_meter: A diffrax progress meter, as `diffrax.TqdmProgressMeter()`.
         likelihood: The output distribution.
 

@@ -57,7 +57,8 @@ def frame(
     """Return an orthonormal frame of D = (ker G)^⊥ = span{∇log p_i} at x.
 
     Found from the centred logit Jacobian, so it does not fade when the softmax saturates. The
-    frame is one among its rotations and may jump with x; `project_leaf` does not.
+    frame is one among its rotations and may jump with x where D does not. `project_leaf` moves with
+    D alone: smoothly where the model is smooth and dim D constant, with a jump across a ReLU face.
 
     Args:
         model: Callable pytree from one input to C logits.

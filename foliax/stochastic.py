@@ -90,7 +90,8 @@ def brownian(
       the simplex.
 
     A projection has no signs that could jump, unlike the frame of a QR or SVD. Integrated by
-    diffrax's Euler–Heun (Stratonovich) with equal steps; two Jacobians a step.
+    diffrax's Euler–Heun (Stratonovich) with equal steps: two Jacobians a step, and along the kernel
+    a third.
 
     Args:
         model: Callable pytree from one input to C logits.
