@@ -76,7 +76,7 @@ def as_time(value: int, dtype: Any) -> Any:
 
 
 def logits_struct(
-    model: Callable[..., Any], x: Array, likelihood: Likelihood, *, weights: tuple[Any, ...] = ()
+    model: Any, x: Array, likelihood: Likelihood, *, weights: tuple[Any, ...] = ()
 ) -> jax.ShapeDtypeStruct:
     """Trace the model once for the shape of its output, and refuse what is not a logit vector.
 

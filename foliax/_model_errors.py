@@ -92,7 +92,7 @@ _KNOWN = (
     ),
     (
         "AttributeError",
-        "'object' object has no attribute 'get'",  # a sequence of Equinox passes it where none is given
+        "'object' object has no attribute 'get'",  # eqx.nn.Sequential's place-holder
         "it wants a state; bind it, after model = eqx.nn.inference_mode(model): "
         "lambda x: model(x, state=state)[0]",
     ),
