@@ -2,7 +2,7 @@
 
 The local data matrix G(x, w) of a classifier, its spectrum, the foliation of input space that it
 induces, and walks along the leaves. Everything here is a pure function of `(model, x, …)` for one
-input x; batch with `jax.vmap`, compile with `jax.jit`, the model being an argument.
+input x, and compiles itself; batch with `jax.vmap`.
 
 `foliax.fisher` (F on the parameters), `foliax.leaf` (the geometry of leaves), `foliax.equivariance`
 (invariant models), `foliax.apps` (what the foliation is good for), `foliax.sharding` (many devices

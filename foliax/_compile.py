@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 _MOST_PROGRAMS = 256  # kept of all functions together; the one unused for longest goes first
 _LIBRARIES = ("diffrax", "equinox", "flax", "foliax", "jax", "lineax", "optax", "optimistix")
-_NOT_TRACEABLE = (
+NOT_TRACEABLE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -40,7 +40,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         given = tuple(map(_as_array, args)), options
         try:
             return _run(function, jax.tree.map(opened, given))
-        except _NOT_TRACEABLE:
+        except NOT_TRACEABLE:
             return _run(function, given)
 
     return call
@@ -54,9 +54,7 @@ def _run(function: Callable[..., R], given: tuple[tuple, dict[str, Any]]) -> R:
     _refuse_deleted(function, given, arrays)
     try:
         program = _program(function, treedef, places, fixed, tuple(map(type, fixed)))
-    except TypeError as error:  # what cannot be hashed cannot be looked up
-        if "unhashable" not in str(error):
-            raise
+    except TypeError:  # what cannot be hashed cannot be looked up
         return function(*given[0], **given[1])
     return program(arrays)
 
@@ -164,7 +162,13 @@ class Captured(eqx.Module):
 
 
 def opened(leaf: Any, _seen: tuple[int, ...] = ()) -> Any:
-    """Return a plain function as a pytree of what it captures, and anything else as it is."""
+    """Return a plain function as a pytree of what it captures, and anything else as it is.
+
+    A Linen module that holds its variables becomes its `apply` with them: it cannot be hashed.
+    """
+    if callable(getattr(leaf, "unbind", None)) and getattr(leaf, "scope", None) is not None:
+        module, variables = leaf.unbind()
+        return jax.tree_util.Partial(type(module).apply, module, variables)
     if isinstance(leaf, types.MethodType) and not isinstance(leaf.__self__, type):
         return jax.tree_util.Partial(leaf.__func__, leaf.__self__)
     if not isinstance(leaf, types.FunctionType) or id(leaf) in _seen or _is_of_a_library(leaf):

@@ -15,6 +15,8 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from foliax._compile import NOT_TRACEABLE
+from foliax._model_errors import APPLY, MODEL, Words, logits_inside, remedy, working_form
 from foliax._rewrite import differentiable, logits_of, precision_of
 from foliax._types import Count, Model
 from foliax.likelihood import Likelihood
@@ -73,32 +75,59 @@ def as_time(value: int, dtype: Any) -> Any:
     return float(value) if jnp.result_type(float) == dtype else jnp.asarray(value, dtype)
 
 
-def logits_struct(model: Model, x: Array, likelihood: Likelihood) -> jax.ShapeDtypeStruct:
-    """Trace the model once for the shape of its output, and refuse what is not a logit vector."""
+def logits_struct(
+    model: Any, x: Array, likelihood: Likelihood, *, weights: tuple[Any, ...] = ()
+) -> jax.ShapeDtypeStruct:
+    """Trace the model once for the shape of its output, and refuse what is not a logit vector.
+
+    With `weights` the model is an `apply`, which takes them before the input.
+    """
+    words = APPLY if weights else MODEL
     if not callable(model):
         raise ValueError(
-            f"model must be callable from one input to C logits, got {type(model).__name__}; wrap "
-            "a Flax Linen module as jax.tree_util.Partial(module.apply, variables)"
+            f"{words.name} must be callable from {words.takes} to C logits, got "
+            f"{type(model).__name__}; bind the weights of a function, as "
+            "jax.tree_util.Partial(module.apply, variables)"
         )
-    out = jax.eval_shape(lambda y: logits_of(model, y), x)
+
+    def call(y: Array) -> Any:
+        return logits_of(model, *weights, y)
+
+    try:
+        out = jax.eval_shape(call, x)
+    except NOT_TRACEABLE:
+        raise  # its caller may try again with what the model captures as constants
+    except Exception as error:
+        at = f"x of shape {x.shape}, {x.dtype}"
+        found = remedy(error, model, call, x, likelihood, words)
+        if found is None:
+            error.add_note(f"foliax called {words.call()} with {at}")
+            raise
+        raise ValueError(f"{words.name} cannot be called at one input, {at}: {found}") from error
+    _check_logits(out, call, x, likelihood, words)
+    return out
+
+
+def _check_logits(
+    out: Any, call: Callable[[Array], Any], x: Array, likelihood: Likelihood, words: Words
+) -> None:
+    """Refuse an output that is not one vector of floating logits."""
     shape = getattr(out, "shape", None)
     if shape is None:
         raise ValueError(
-            "model must return one array of logits, got a "
-            f"{jax.tree.structure(out)}; pick the logits out, e.g. lambda x: model(x)[0]"
+            f"{words.name} must return one array of logits, got a {jax.tree.structure(out)}; "
+            f"{logits_inside(out, words)}"
         )
     if len(shape) != 1:
-        hint = "return all C logits, not one number"
-        if len(shape) > 1:
-            hint = "it seems to want a batch axis: wrap it as lambda x: model(x[None])[0]"
+        form = working_form(call, x, likelihood, words) if shape else None
+        hint = "return all C logits of one input, and nothing else"
         raise ValueError(
-            f"model must map one input of shape {x.shape} to a vector (C,) of logits, got shape "
-            f"{shape}; {hint}"
+            f"{words.name} must map one input of shape {x.shape} to a vector (C,) of logits, got "
+            f"shape {shape}; {hint if form is None else f'wrap it as {form}'}"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"model must return floating-point logits, got dtype {out.dtype}")
+        raise ValueError(f"{words.name} must return floating-point logits, got dtype {out.dtype}")
     likelihood.check(shape[0])
-    return out
 
 
 def num_rows(model: Model, x: Array, likelihood: Likelihood) -> int:

@@ -128,7 +128,7 @@ def kl(
     """
     _check_like(params, delta, name="delta")
     x = as_point(x)
-    logits_struct(lambda y: logits_of(apply, params, y), x, likelihood)
+    logits_struct(apply, x, likelihood, weights=(params,))
     logits = logits_of(apply, params, x)
     moved = logits_of(apply, jax.tree.map(jnp.add, params, delta), x)
     return likelihood.kl(logits, logit_change(likelihood, logits, moved))
@@ -329,7 +329,7 @@ def _batch_pullback(
     apply: Apply, params: PyTree, xs: Float[Array, "b ..."], likelihood: Likelihood
 ) -> tuple[Float[Array, "b c"], Callable[[Float[Array, "b c"]], PyTree]]:
     """Return the logits of a batch, and the map from cotangents on them to the parameters."""
-    logits_struct(lambda y: logits_of(apply, params, y), xs[0], likelihood)
+    logits_struct(apply, xs[0], likelihood, weights=(params,))
     logits, vjp = jax.vjp(lambda w: jax.vmap(lambda y: logits_of(apply, w, y))(xs), params)
 
     def pull(cotangents: Array) -> PyTree:
