@@ -7,9 +7,10 @@ finds the program of the last, and one whose captured network is trained on sees
 
 import functools
 import inspect
+import itertools
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import equinox as eqx
 import jax
@@ -34,10 +35,12 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Python numbers, strings and functions are part of the program. A function that cannot run on
     traced captured arrays gets them as constants.
     """
+    admits = tuple(map(_admits_arrays, inspect.signature(function).parameters.values()))
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        given = tuple(map(_as_array, args)), options
+        pairs = itertools.zip_longest(args, admits[: len(args)])
+        given = tuple(_as_array(value) if admit else value for value, admit in pairs), options
         try:
             return _run(function, jax.tree.map(opened, given))
         except NOT_TRACEABLE:
@@ -83,6 +86,12 @@ def _is_array(leaf: Any) -> bool:
     if isinstance(leaf, np.ndarray):
         return leaf.dtype.kind in "biufcV"
     return isinstance(leaf, jax.Array)
+
+
+def _admits_arrays(parameter: inspect.Parameter) -> bool:
+    """Tell whether the signature lets a parameter be an array, of whatever shape."""
+    kinds = (parameter.annotation, *get_args(parameter.annotation))
+    return any(getattr(kind, "array_type", kind) is jax.Array for kind in kinds)
 
 
 def _as_array(argument: Any) -> Any:
@@ -190,7 +199,7 @@ def opened(leaf: Any, _seen: tuple[int, ...] = ()) -> Any:
 
 def _is_of_a_library(function: types.FunctionType) -> bool:
     """Tell whether a function comes with a library, and so captures nothing that changes."""
-    root = function.__module__.partition(".")[0]
+    root = (function.__module__ or "").partition(".")[0]  # code from `exec` has no module
     return not function.__closure__ and root in _LIBRARIES
 
 
