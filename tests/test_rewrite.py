@@ -73,6 +73,9 @@ KNOWN = {
             padding=[(0, 2), (1, 0)],
         )
     ),
+    "precise": lambda x: head(
+        convolved(x[None], kernel=kernel_of(3, 3, 2, 2), precision=lax.Precision.HIGHEST)
+    ),
     "channels first": lambda x: head(
         convolved(first_channels(x), kernel=kernel_of(2, 2, 3, 3), layout=("NCHW", "OIHW", "NCHW"))
     ),
@@ -88,9 +91,6 @@ UNKNOWN = {
     ),
     "grouped": lambda x: head(
         convolved(x[None], kernel=kernel_of(3, 3, 1, 2), feature_group_count=2)
-    ),
-    "precise": lambda x: head(
-        convolved(x[None], kernel=kernel_of(3, 3, 2, 2), precision=lax.Precision.HIGHEST)
     ),
     "one dimension": lambda x: head(
         convolved(
