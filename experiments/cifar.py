@@ -19,10 +19,11 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
-from experiments import _command, data_leaf
-from experiments._common import Loaded, check_one_network, load
-from experiments._photographs import PAPERS_CENTRE, QUICK, photographs, renormalised
-from experiments._population import records
+from experiments import data_leaf
+from experiments.harness import command as _command
+from experiments.harness.common import Loaded, check_one_network, load
+from experiments.harness.photographs import PAPERS_CENTRE, QUICK, photographs, renormalised
+from experiments.harness.population import records
 from foliax import zoo
 
 NAVIGATED = data_leaf.Claim(

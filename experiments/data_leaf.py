@@ -17,11 +17,19 @@ from typing import Any
 import numpy as np
 
 import foliax
-from experiments import _command
-from experiments._common import check_rows, norms, outcome, percent, predict, quartiles, walks
-from experiments._leaf_pictures import draw, draw_distances
-from experiments._population import box_excess, records, statistics, unfinished
-from experiments._report import section
+from experiments.harness import command as _command
+from experiments.harness.common import (
+    check_rows,
+    norms,
+    outcome,
+    percent,
+    predict,
+    quartiles,
+    walks,
+)
+from experiments.harness.leaf_pictures import draw, draw_distances
+from experiments.harness.population import box_excess, records, statistics, unfinished
+from experiments.harness.report import section
 
 SCHEMES = ("exact", "published")
 _DIGITS = (2, 3, 4, 5, 6, 7, 9)  # mirrored, 0, 1 and 8 are digits still, or nearly

@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 import foliax
-from experiments import _command
-from experiments._common import FAILS, HOLDS, IN_PART, Loaded, load, quartiles
-from experiments._report import section
-from experiments._training import Trained, obtain
+from experiments.harness import command as _command
+from experiments.harness.common import FAILS, HOLDS, IN_PART, Loaded, load, quartiles
+from experiments.harness.report import section
+from experiments.harness.training import Trained, obtain
 from foliax import viz, zoo
 
 _LOOSE = "mean rank above 1 %"

@@ -29,8 +29,8 @@ from jax import lax
 from tqdm import tqdm
 
 import foliax
-from experiments._common import provenance, quartiles, write_json
-from experiments._curves import (
+from experiments.harness.common import provenance, quartiles, write_json
+from experiments.harness.curves import (
     NAMES,
     changes,
     contrasts,
@@ -40,7 +40,7 @@ from experiments._curves import (
     spaced,
     train,
 )
-from experiments._run import running
+from experiments.harness.run import running
 from foliax import zoo
 from foliax.viz.plane import Family, Plane, plane, tinted
 

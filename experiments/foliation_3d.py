@@ -33,8 +33,8 @@ from skimage.measure import marching_cubes
 from tqdm import tqdm
 
 import foliax
-from experiments._common import provenance, quartiles, write_json
-from experiments._curves import (
+from experiments.harness.common import provenance, quartiles, write_json
+from experiments.harness.curves import (
     NAMES,
     apart,
     changes,
@@ -45,7 +45,7 @@ from experiments._curves import (
     spaced,
     train,
 )
-from experiments._run import running
+from experiments.harness.run import running
 from foliax import zoo
 from foliax.viz.space import Sheet, Space, Strands, space
 from foliax.viz.style import INK, PALETTE

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import foliax
-from experiments import _command, _noise
-from experiments._common import (
+from experiments.harness import command as _command
+from experiments.harness import noise as _noise
+from experiments.harness.common import (
     captions,
     check_rows,
     drifts,
@@ -29,8 +30,8 @@ from experiments._common import (
     predict,
     quartiles,
 )
-from experiments._population import box_excess, records, statistics
-from experiments._report import section
+from experiments.harness.population import box_excess, records, statistics
+from experiments.harness.report import section
 from foliax import viz
 
 SCHEMES = ("exact", "published")

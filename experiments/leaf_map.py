@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import foliax
-from experiments import _command
-from experiments._common import (
+from experiments.harness import command as _command
+from experiments.harness.common import (
     FAILS,
     HOLDS,
     IN_PART,
@@ -31,7 +31,7 @@ from experiments._common import (
     predict,
     quartiles,
 )
-from experiments._report import section
+from experiments.harness.report import section
 from foliax import viz
 
 

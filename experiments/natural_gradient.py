@@ -24,8 +24,16 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
-from experiments._common import FAILS, HOLDS, IN_PART, plain, provenance, write_json, write_text
-from experiments._run import running
+from experiments.harness.common import (
+    FAILS,
+    HOLDS,
+    IN_PART,
+    plain,
+    provenance,
+    write_json,
+    write_text,
+)
+from experiments.harness.run import running
 from foliax import fisher, viz, zoo
 from foliax.fisher import Apply
 

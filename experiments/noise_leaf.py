@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import _command, _noise, data_leaf, kernel, noise_level
-from experiments._common import (
+from experiments import data_leaf, kernel, noise_level
+from experiments.harness import command as _command
+from experiments.harness import noise as _noise
+from experiments.harness.common import (
     FAILS,
     HOLDS,
     IN_PART,
@@ -29,9 +31,9 @@ from experiments._common import (
     predict,
     quartiles,
 )
-from experiments._leaf_pictures import padded
-from experiments._population import records
-from experiments._report import section
+from experiments.harness.leaf_pictures import padded
+from experiments.harness.population import records
+from experiments.harness.report import section
 from foliax import viz
 
 TARGETS = ("noisy", "clean")

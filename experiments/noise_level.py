@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _command, _noise, data_leaf, kernel
-from experiments._common import FAILS, HOLDS, IN_PART, percent, predict, quartiles
-from experiments._population import records
-from experiments._report import section
+from experiments import data_leaf, kernel
+from experiments.harness import command as _command
+from experiments.harness import noise as _noise
+from experiments.harness.common import FAILS, HOLDS, IN_PART, percent, predict, quartiles
+from experiments.harness.population import records
+from experiments.harness.report import section
 from foliax import viz
 
 _PLACES = ("start", "leaf", "kernel", "target")

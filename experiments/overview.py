@@ -13,7 +13,7 @@ import matplotlib
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments._run import running
+from experiments.harness.run import running
 from foliax.viz import style
 
 _WIDTH, _MARGIN, _CAPTION = 1700, 24, 40

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import tyro
 from tqdm import tqdm
 
-from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level, rank_table
-from experiments._common import provenance, write_json
-from experiments._report import write_report
-from experiments._run import running
-from experiments._training import Trained, obtain
+from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level
+from experiments.harness.common import provenance, write_json
+from experiments.harness.report import write_report
+from experiments.harness.run import running
+from experiments.harness.training import Trained, obtain
+from experiments.rank_table import __main__ as rank_table
 
 
 @dataclass(frozen=True)

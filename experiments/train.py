@@ -18,10 +18,11 @@ from typing import Any, Literal
 import tyro
 from flax import nnx
 
-from experiments import dynamics, rank_table
-from experiments._common import provenance, write_json
-from experiments._report import write_report
-from experiments._run import mesh, running
+from experiments import dynamics
+from experiments.harness.common import provenance, write_json
+from experiments.harness.report import write_report
+from experiments.harness.run import mesh, running
+from experiments.rank_table import __main__ as rank_table
 from foliax import zoo
 
 _LOOSE_IMAGES = 100

@@ -26,7 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foliax
-from experiments import _command, data_leaf, train
+from experiments import data_leaf, train
+from experiments.harness import command as _command
 from foliax import zoo
 from foliax.zoo import checkpoints
 from foliax.zoo.data import preparing

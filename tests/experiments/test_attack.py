@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import _attack, _command, attack
+from experiments.attack import __main__ as attack
+from experiments.attack import measured as _attack
+from experiments.harness import command as _command
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -11,14 +11,13 @@ import pytest
 from flax import nnx
 
 import foliax
-from experiments import _benchmark as method
-from experiments import _benchmark_bench, benchmark
-from experiments import _benchmark_gpu as gpu
-from experiments import _benchmark_nets as nets
-from experiments import _peers as peers
-from experiments._benchmark import FOLIAX, FORWARD, FUNC, LOOP
-from experiments._benchmark_bench import Bench, Sizes
-from experiments._benchmark_rows import ROWS, SLOW
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import bench as _benchmark_bench
+from experiments.benchmark import gpu, nets, peers
+from experiments.benchmark import timing as method
+from experiments.benchmark.bench import Bench, Sizes
+from experiments.benchmark.rows import ROWS, SLOW
+from experiments.benchmark.timing import FOLIAX, FORWARD, FUNC, LOOP
 from foliax import fisher, zoo
 from foliax.zoo.train_config import make_optimizer
 from foliax.zoo.train_step import TrainState, train_step

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import _command, cifar
-from experiments._common import load
-from experiments._photographs import PHOTOGRAPHS, QUICK, photographs, renormalised
+from experiments import cifar
+from experiments.harness import command as _command
+from experiments.harness.common import load
+from experiments.harness.photographs import PHOTOGRAPHS, QUICK, photographs, renormalised
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,7 +7,7 @@ import jax
 import pytest
 from PIL import Image
 
-from experiments import claims
+from experiments.claims import __main__ as claims
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

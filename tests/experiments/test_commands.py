@@ -10,10 +10,11 @@ import tyro
 from flax import nnx
 from PIL import Image
 
-from experiments import _command, data_leaf, dynamics, kernel, leaf_map, noise_leaf, noise_level
-from experiments._common import load, papers_network, walks
-from experiments._population import box_excess
-from experiments._run import running
+from experiments import data_leaf, dynamics, kernel, leaf_map, noise_leaf, noise_level
+from experiments.harness import command as _command
+from experiments.harness.common import load, papers_network, walks
+from experiments.harness.population import box_excess
+from experiments.harness.run import running
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

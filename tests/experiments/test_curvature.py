@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import _command, _curvature, curvature
+from experiments.curvature import __main__ as curvature
+from experiments.curvature import measured as _curvature
+from experiments.harness import command as _command
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -10,9 +10,10 @@ from skimage import restoration
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.decomposition import PCA
 
-from experiments import _command, denoise
-from experiments import _denoise_classical as classical
-from experiments._denoise_report import LEAF, _judge_training, label, paired
+from experiments.denoise import __main__ as denoise
+from experiments.denoise import classical
+from experiments.denoise.report import LEAF, _judge_training, label, paired
+from experiments.harness import command as _command
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

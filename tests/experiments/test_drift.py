@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import drift
+from experiments.drift import __main__ as drift
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import _command, _explain, explain
-from experiments._judge import Judge
+from experiments.explain import __main__ as explain
+from experiments.explain import measured as _explain
+from experiments.harness import command as _command
+from experiments.harness.judge import Judge
 from foliax import Status, zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

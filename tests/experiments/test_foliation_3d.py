@@ -10,7 +10,8 @@ import pytest
 from jax.tree_util import Partial
 from PIL import Image
 
-from experiments import _curves, foliation_3d
+from experiments import foliation_3d
+from experiments.harness import curves as _curves
 from foliax.viz.space import Sheet, Space, Strands, space
 
 

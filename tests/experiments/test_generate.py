@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from experiments import _command, _generate, generate
-from experiments._common import predict
-from experiments._judge import Judge
+from experiments.generate import __main__ as generate
+from experiments.generate import samples as _generate
+from experiments.harness import command as _command
+from experiments.harness.common import predict
+from experiments.harness.judge import Judge
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

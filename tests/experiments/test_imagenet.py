@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from experiments import imagenet
+from experiments.imagenet import __main__ as imagenet
 from foliax.zoo.efficientnet import EfficientNetLite
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.svm import SVC
 
-from experiments._judge import judge
+from experiments.harness.judge import judge
 from foliax import zoo
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _noise
+from experiments.harness import noise as _noise
 from foliax import zoo
 
 RNG = np.random.default_rng(0)

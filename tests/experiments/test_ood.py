@@ -12,11 +12,8 @@ from jax.tree_util import Partial
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from experiments import _ood_baselines as baselines
-from experiments import _ood_data as data
-from experiments import _ood_measures as measures
-from experiments import _ood_tables as tables
-from experiments import ood
+from experiments.ood import __main__ as ood
+from experiments.ood import baselines, data, measures, tables
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import _rank_sources as sources
-from experiments import rank_table
+from experiments.rank_table import __main__ as rank_table
+from experiments.rank_table import sources
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

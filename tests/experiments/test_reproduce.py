@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import _noise, dynamics, reproduce
-from experiments._common import caption, live_rows, outcome, plain, write_json
-from experiments._report import look_up, section
+from experiments import dynamics, reproduce
+from experiments.harness import noise as _noise
+from experiments.harness.common import caption, live_rows, outcome, plain, write_json
+from experiments.harness.report import look_up, section
 from foliax import zoo
 
 CLAIMS = ("S1", "S2", "S3", "S4", "S5", "S6", "S7")

@@ -15,25 +15,25 @@ from flax import nnx
 
 import foliax
 from experiments import (
-    _command,
-    attack,
     cifar,
-    curvature,
     data_leaf,
-    denoise,
-    drift,
     dynamics,
-    explain,
     foliation_2d,
     foliation_3d,
-    generate,
     kernel,
     leaf_map,
     natural_gradient,
     noise_leaf,
     noise_level,
-    ood,
 )
+from experiments.attack import __main__ as attack
+from experiments.curvature import __main__ as curvature
+from experiments.denoise import __main__ as denoise
+from experiments.drift import __main__ as drift
+from experiments.explain import __main__ as explain
+from experiments.generate import __main__ as generate
+from experiments.harness import command as _command
+from experiments.ood import __main__ as ood
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

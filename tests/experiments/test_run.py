@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _run
-from experiments._run import in_parts, keeping_nothing, running
+from experiments.harness import run as _run
+from experiments.harness.run import in_parts, keeping_nothing, running
 from foliax import zoo
 from foliax.apps import generate
 

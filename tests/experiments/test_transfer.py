@@ -10,9 +10,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from experiments import _command, _transfer, _transfer_sets, transfer
-from experiments._ood_baselines import outputs, penultimate
-from experiments._transfer_sets import Wanted, in_shape, labelled_sets
+from experiments.harness import command as _command
+from experiments.ood.baselines import outputs, penultimate
+from experiments.transfer import __main__ as transfer
+from experiments.transfer import measured as _transfer
+from experiments.transfer import sets as _transfer_sets
+from experiments.transfer.sets import Wanted, in_shape, labelled_sets
 from foliax import zoo
 from foliax.apps.transfer import log_spectra
 

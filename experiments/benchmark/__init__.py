@@ -1,0 +1,1 @@
+"""What G, walks, F·v and training cost: beside forward passes, and beside PyTorch."""

@@ -1,0 +1,1 @@
+"""What keeps p along a kernel leaf, and what it costs: schemes, solvers and tolerances compared."""

@@ -1,0 +1,1 @@
+"""Explanations: which classes are nearest to an image in the geometry of its leaf."""

@@ -1,0 +1,174 @@
+"""The command line of the experiments on one network: what all are told, and what all write."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import tyro
+
+from experiments.harness.common import Loaded, load, provenance, write_json
+from experiments.harness.report import write_report
+from experiments.harness.run import running
+from foliax import zoo
+
+_SCHEMES = (
+    "Distances are Euclidean in standardised units unless pixels are named; the pixel range is 1. "
+    "“Exact” steps follow the projection and keep p along the kernel; “published” is the paper's "
+    "scheme, unit-speed steps clipped to the pixel box."
+)
+_WHERE = ("checkpoint", "epoch", "weights", "out", "devices")  # said by `network` or run.json
+
+Count = Annotated[int, tyro.conf.arg(aliases=("--images",))]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Which network, which images, and where to write.
+
+    Attributes:
+        dataset: Data set; None for that of the checkpoint, and for digits without one. Digits need
+            nothing, Fashion-MNIST and the like are prepared by `python -m foliax.zoo.prepare`;
+            MNIST and CIFAR need the internet for it.
+        checkpoint: Folder of a training (`experiments.train --out`). Without it, digits take the
+            network that comes with foliax.
+        epoch: Which epoch of that training; None for the newest.
+        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
+        pairs: How many pairs of test images, or images where there are no targets; 1 for one
+            picture.
+        start: Place of one start in the test set; None to draw starts by the seed.
+        seed: Draws images, directions and noise.
+        out: Output folder.
+        devices: How many devices share the walks; None for all that JAX sees.
+        quick: Few steps, to see that everything runs.
+    """
+
+    dataset: (
+        Literal[
+            "digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters", "cifar10", "cifar100"
+        ]
+        | None
+    ) = None
+    checkpoint: Path | None = None
+    epoch: int | None = None
+    weights: Path | None = None
+    pairs: Count = 1
+    start: int | None = None
+    seed: int = 0
+    out: Path = Path("out")
+    devices: int | None = None
+    quick: bool = False
+
+    def load(self) -> Loaded:
+        """Return the network and its data."""
+        return load(
+            self.dataset, checkpoint=self.checkpoint, epoch=self.epoch, weights=self.weights
+        )
+
+    def starts(self, total: int) -> np.ndarray:
+        """Return the places of the starts in a test set of so many images."""
+        if self.start is None:
+            if not 1 <= self.pairs <= total:
+                raise ValueError(f"pairs must be in 1 … {total}, the test images, got {self.pairs}")
+            return np.random.default_rng(self.seed).permutation(total)[: self.pairs]
+        if self.pairs != 1:
+            raise ValueError(f"start names one image, got it for {self.pairs}")
+        if not 0 <= self.start < total:
+            raise ValueError(f"start must be in 0 … {total - 1}, the test images, got {self.start}")
+        return np.array([self.start])
+
+
+@dataclass(frozen=True)
+class PairCommand(Command):
+    """The same for walks toward a target.
+
+    Attributes:
+        end: Place of the target in the test set; None to draw it by the seed.
+    """
+
+    end: int | None = None
+
+
+Any_Command = TypeVar("Any_Command", bound=Command)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an experiment found.
+
+    Attributes:
+        loaded: The network and its data.
+        sections: Name of each claim, and what `_report.section` gave.
+        walks: What `_population.records` gave, by claim; every path point by point.
+        told: What a reader of the report has to know.
+        labelled: Whether the labels of the data are those that the network predicts.
+    """
+
+    loaded: Loaded
+    sections: Mapping[str, Any]
+    walks: Mapping[str, Any]
+    told: str = _SCHEMES
+    labelled: bool = True
+
+
+def write(command: Command, found: Found, seconds: float, title: str) -> dict[str, Any]:
+    """Write `results.json`, `paths.json`, `run.json` and the report; return the results."""
+    network, out = found.loaded, command.out
+    options = {k: v for k, v in asdict(command).items() if k not in _WHERE}
+    results = {
+        "setting": options | setting(network, labelled=found.labelled),
+        "claims": {
+            name: {k: v for k, v in section.items() if k != "table"}
+            for name, section in found.sections.items()
+        },
+    }
+    write_report(out, title, [_intro(network, found.told)], found.sections)
+    write_json(out / "results.json", results)
+    write_json(out / "paths.json", found.walks)
+    write_json(out / "run.json", provenance(command.seed, {"all": round(seconds, 2)}))
+    return results
+
+
+def setting(network: Loaded, *, labelled: bool = True) -> dict[str, Any]:
+    """Return what is said of a network: its data, itself, and how well it does."""
+    model, data = network.model, network.dataset
+    return {
+        "dataset": data.name,
+        "network": network.network,
+        "num_test": len(data.test_x),
+        "test_accuracy": zoo.accuracy(model, data.test_x, data.test_y) if labelled else None,
+    }
+
+
+def _intro(network: Loaded, told: str) -> str:
+    return (
+        f"Measured on {network.dataset.name} with the network {network.network}. {told} All "
+        "numbers are in results.json, and those of every single image or path in paths.json."
+    )
+
+
+def main(
+    kind: type[Any_Command],
+    measure: Callable[[Any_Command], Found],
+    *,
+    name: str,
+    description: str | None,
+) -> None:
+    """Run an experiment from the command line: read it, measure, write, say what was found."""
+    command = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
+    with running(name, command.out, devices=command.devices, hosts=True) as out:
+        results = perform(replace(command, out=out), measure, title=name)
+    for claim, section in results["claims"].items():
+        print(f"{claim} {section['outcome']}: {section['title']}\n{section['verdict']}")
+    print(f"report: {command.out / 'report.html'}")
+
+
+def perform(
+    command: Any_Command, measure: Callable[[Any_Command], Found], *, title: str
+) -> dict[str, Any]:
+    """Measure and write."""
+    begun = time.perf_counter()
+    found = measure(command)
+    return write(command, found, time.perf_counter() - begun, title)
