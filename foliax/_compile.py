@@ -186,7 +186,7 @@ def opened(leaf: Any, _seen: tuple[int, ...] = ()) -> Any:
 
 def _is_of_a_library(function: types.FunctionType) -> bool:
     """Tell whether a function comes with a library, and so captures nothing that changes."""
-    root = function.__module__.partition(".")[0]
+    root = (function.__module__ or "").partition(".")[0]
     return not function.__closure__ and root in _LIBRARIES
 
 

@@ -24,6 +24,7 @@ from foliax._leaf_image import (
     image,
     pushed,
 )
+from foliax._rewrite import precision_of
 from foliax._types import Model
 from foliax.likelihood import Categorical, Likelihood
 
@@ -211,12 +212,13 @@ def connection(
             "field must be a function from a point to a vector of its shape, got "
             f"{type(field).__name__}; of one vector v, lambda y: v"
         )
-    moved: Any = field(x)
-    w = as_tangent(moved, x, name="field(x)")
     seen = image(model, x, likelihood)
     dtype = seen.frame.dtype
     direction = seen.space.project(v.ravel().astype(dtype))
-    change = jax.jvp(field, (x,), (direction.reshape(x.shape).astype(x.dtype),))[1]
+    with precision_of(model):
+        moved: Any
+        moved, change = jax.jvp(field, (x,), (direction.reshape(x.shape).astype(x.dtype),))
+    w = as_tangent(moved, x, name="field(x)")
     symbols = _christoffel(model, x, seen, likelihood)
     coordinates = seen.coordinates(change.ravel().astype(dtype)) + jnp.einsum(
         "ijk,i,j->k",

@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Float
 from foliax import _lapack as lapack
 from foliax._compile import compiled
 from foliax._inputs import as_point, dot
-from foliax._rewrite import logits_of
+from foliax._rewrite import logits_of, precision_of
 from foliax._types import Count, Model
 from foliax.data_matrix import factor
 from foliax.foliation import frame
@@ -180,12 +180,14 @@ def defect(
         True
     """
     x = as_point(x)
-    moved = _checked(transformation, x)
+    with precision_of(model):
+        moved = _checked(transformation, x)
     options: dict[str, Any] = {"likelihood": likelihood, "chunk": chunk}
     here, there = (factor(model, at, **options) for at in (x, moved))
     vectors, targets = (frame(model, at, **options) for at in (x, moved))
     # Rows of A and of the frame are tangent vectors: dg moves them, in their own precision.
-    linear = jax.linearize(transformation, x.astype(here.dtype))[1]
+    with precision_of(model):
+        linear = jax.linearize(transformation, x.astype(here.dtype))[1]
 
     def push(rows: Float[Array, "r ..."]) -> Float[Array, "r n"]:
         return jax.vmap(linear)(rows).reshape(len(rows), -1)

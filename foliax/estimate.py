@@ -113,7 +113,8 @@ def lanczos(
     floor = 4 * jnp.finfo(start.dtype).eps
     jitter = floor * jax.random.uniform(jitter_seed, start.shape, start.dtype)
     tridiagonalise = decomp.tridiag_sym(num_iterations, custom_vjp=False)
-    basis, h, *_ = tridiagonalise(lambda v: product(v) / scale + jitter * v, start)
+    with jax.default_matmul_precision("highest"):  # its own products; the model's keep theirs
+        basis, h, *_ = tridiagonalise(lambda v: product(v) / scale + jitter * v, start)
     values, vectors = jnp.linalg.eigh(h)  # in the Krylov basis
     leading = jnp.argsort(-values)[:k]
     values = values[leading]
