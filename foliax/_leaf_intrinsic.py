@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from foliax._compile import compiled
-from foliax._inputs import as_point, as_tangent, check_choice, dot, num_rows
+from foliax._inputs import as_point, as_tangent, check_choice, dot, norm, num_rows
 from foliax._leaf_image import (
     CurvatureMethod,
     Image,
@@ -246,9 +246,9 @@ def _orthonormal(
     """Return G-orthonormal vectors that span the plane of v and w, and whether it is one."""
 
     def unit(v: Array) -> tuple[Array, Array]:
-        euclidean = jnp.linalg.norm(v)
+        euclidean = norm(v)
         v = v / jnp.where(euclidean > 0, euclidean, 1)
-        size = jnp.linalg.norm(seen.push(v))
+        size = norm(seen.push(v))
         return v / jnp.where(size > 0, size, 1), size
 
     def orthogonal(w: Array) -> Array:
@@ -258,7 +258,7 @@ def _orthonormal(
     second, other = unit(w)
     rest = orthogonal(second)
     # Both have unit length in G's metric: what is left of the second is the sine of their angle.
-    sine = jnp.linalg.norm(seen.push(rest))
+    sine = norm(seen.push(rest))
     second, _ = unit(orthogonal(unit(rest)[0]))  # once more, for the rounding of the first
     least = 100 * jnp.finfo(v.dtype).eps
     defined = (size > 0) & (other > 0) & (sine > least) & seen.whole

@@ -261,9 +261,8 @@ def eigh(
         values, vectors = lanczos(model, x, k, steps, likelihood)
     else:
         a = factor(model, x, likelihood=likelihood, chunk=chunk)
-        q, r = lapack.qr(a.T)
-        u, s, _ = lapack.svd(r)
-        values, vectors = s[:k] ** 2, dot(q, u[:, :k]).T
+        u, s, _ = lapack.thin_svd(a.T)
+        values, vectors = s[:k] ** 2, u[:, :k].T
     return Eigen(values, vectors.reshape(k, *x.shape))
 
 
@@ -409,7 +408,7 @@ def quadratic(
 
 def singular_values(a: Float[Array, "r n"]) -> Float[Array, " m"]:
     """Return the min(r, n) singular values of a wide matrix, descending, through its triangle."""
-    return lapack.values(lapack.triangle(a.T))
+    return lapack.thin_values(a.T)
 
 
 def default_rtol(num_rows: int, dtype: jnp.dtype) -> float:

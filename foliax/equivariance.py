@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from foliax import _lapack as lapack
 from foliax._compile import compiled
-from foliax._inputs import as_point, dot
+from foliax._inputs import as_point, dot, norm
 from foliax._rewrite import logits_of, precision_of
 from foliax._types import Count, Model
 from foliax.data_matrix import factor
@@ -194,11 +194,11 @@ def defect(
 
     turned = push(here.reshape(-1, *x.shape))
     carried = push(vectors.vectors)
-    sizes = [jnp.linalg.norm(dot(a, a.T)) for a in (turned, there)]
+    sizes = [norm(dot(a, a.T)) for a in (turned, there)]
     dimensions = jnp.sum(vectors.mask) + jnp.sum(targets.mask)
     leaf = _difference(carried, targets.vectors.reshape(len(carried), -1))
     p, q = (likelihood.probabilities(logits_of(model, at).astype(here.dtype)) for at in (x, moved))
-    lengths = jnp.linalg.norm(carried, axis=1)
+    lengths = norm(carried, axis=1)
     lengths = jnp.where(vectors.mask | jnp.isnan(lengths), lengths, 1)
     return Defect(
         _ratio(_difference(turned, there), jnp.maximum(*sizes)),
@@ -227,7 +227,7 @@ def _difference(a: Float[Array, "r n"], b: Float[Array, "r n"]) -> Float[Array, 
     """Return ‖AᵀA − BᵀB‖ in the Frobenius norm."""
     triangle = lapack.triangle(jnp.concatenate([a, b]).T)
     signed = triangle * jnp.concatenate([jnp.ones(len(a)), -jnp.ones(len(b))]).astype(a.dtype)
-    return jnp.linalg.norm(dot(signed, triangle.T))
+    return norm(dot(signed, triangle.T))
 
 
 def _ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from foliax import _lapack as lapack
 from foliax._compile import compiled
 from foliax._inputs import (
     as_point,
@@ -115,7 +116,7 @@ def lanczos(
     tridiagonalise = decomp.tridiag_sym(num_iterations, custom_vjp=False)
     with jax.default_matmul_precision("highest"):  # its own products; the model's keep theirs
         basis, h, *_ = tridiagonalise(lambda v: product(v) / scale + jitter * v, start)
-    values, vectors = jnp.linalg.eigh(h)  # in the Krylov basis
+    values, vectors = lapack.eigh(h)  # in the Krylov basis
     leading = jnp.argsort(-values)[:k]
     values = values[leading]
     return jnp.where(values <= 4 * floor, 0, scale * values), dot(

@@ -40,7 +40,7 @@ ORDER = ("DEFAULT", "HIGH", "HIGHEST")
 
 @pytest.fixture(autouse=True)
 def _single_precision():
-    """As accelerators are used; with 64 bits diffrax calls back, which only the device can lower."""
+    """As accelerators are used; with 64 bits diffrax calls back, and that needs the device."""
     with jax.enable_x64(False):
         yield
 
