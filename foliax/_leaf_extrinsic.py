@@ -182,10 +182,8 @@ def principal_curvatures(
     form, space = _form(model, x, likelihood, chunk)
     flat = normal.ravel().astype(form.dtype)
     across = flat - space.project(flat)
-    length = norm(across)
-    # Written so that a NaN is there, and goes on.
-    there = ~(length <= 100 * jnp.finfo(form.dtype).eps * norm(flat))
-    unit = jnp.where(there, across / jnp.where(there, length, 1), 0)
+    there = space.misses_part(flat, across)
+    unit = jnp.where(there, across / jnp.where(there, norm(across), 1), 0)
     shape_operator = dot(form, unit)
     shape_operator = (shape_operator + shape_operator.T) / 2
     # Directions that are not there come last, and unmixed with those of curvature 0.
@@ -201,7 +199,7 @@ def principal_curvatures(
 
 def _space(model: Model, x: Array, likelihood: Likelihood) -> tuple[Float[Array, "r n"], RowSpace]:
     _, k = contrast_jacobian(model, x, likelihood)
-    return k, RowSpace.of(k)
+    return k, RowSpace.of(k).moving(k)
 
 
 def _change(

@@ -114,8 +114,10 @@ def sectional(
     v, w = as_tangent(v, x, name="v"), as_tangent(w, x, name="w")
     _check_planes(model, x, likelihood)
     seen = image(model, x, likelihood)
-    flat = [seen.space.project(t.ravel().astype(seen.frame.dtype)) for t in (v, w)]
-    plane, defined = _orthonormal(seen, *flat)
+    flat = [t.ravel().astype(seen.frame.dtype) for t in (v, w)]
+    plane, defined = _orthonormal(seen, *map(seen.space.project, flat))
+    for t in flat:  # what rounding leaves of a vector in ker G spans no plane
+        defined &= seen.space.holds_part(t)
     if method == "gauss":
         value = _by_gauss(model, x, seen, plane)
     else:

@@ -78,6 +78,21 @@ class RowSpace(eqx.Module):
         moved = self.basis + (moving - lax.stop_gradient(moving))
         return RowSpace(moved, self.inverse, self.mask, self.rounding)
 
+    def moving(self, k: Float[Array, "r n"]) -> "RowSpace":
+        """Return the same row space, whose projector has two derivatives in K (at constant rank).
+
+        As `through`, with the basis kept orthonormal while K moves: each round of
+        B ↦ (3 − B Bᵀ) B / 2 squares the error.
+        """
+        inverse = self.inverse
+        for _ in range(2):
+            basis = dot(inverse, k)
+            inverse = 1.5 * inverse - 0.5 * dot(dot(basis, basis.T), inverse)
+        basis = dot(inverse, k)
+        basis = self.basis + (basis - lax.stop_gradient(basis))
+        inverse = self.inverse + (inverse - lax.stop_gradient(inverse))
+        return RowSpace(basis, inverse, self.mask, self.rounding)
+
 
 def least_norm(basis: Float[Array, "m n"], c: Float[Array, " m"]) -> Float[Array, " n"]:
     """Return the least u with basis u = c, or the nearest to it where the rows are dependent."""

@@ -97,7 +97,7 @@ def involutivity(
         ahead = _derivative(model, x, likelihood, j, k[i])
         back = _derivative(model, x, likelihood, i, k[j])
         bracket = ahead - back
-        return bracket - space.project(bracket), jnp.sum(ahead**2) + jnp.sum(back**2)
+        return bracket - space.project_through(k, bracket), jnp.sum(ahead**2) + jnp.sum(back**2)
 
     outside, terms = lax.map(leaving, chosen, batch_size=chunk or len(chosen))
     total = jnp.sum(terms)
