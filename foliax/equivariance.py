@@ -200,12 +200,13 @@ def defect(
     dimensions = jnp.sum(space.mask) + jnp.sum(target.mask)
     leaf = _difference(carried, target.basis)
     p, q = (likelihood.probabilities(logits_of(model, at).astype(here.dtype)) for at in (x, moved))
+    change = jnp.abs(p - q)
     lengths = norm(carried, axis=1)
     lengths = jnp.where(space.mask | jnp.isnan(lengths), lengths, 1)
     return Defect(
         _ratio(_difference(turned, there), jnp.maximum(*sizes)),
         _ratio(leaf, jnp.sqrt(dimensions.astype(leaf.dtype))),
-        jnp.max(jnp.abs(p - q)),
+        change[jnp.argmax(change)],  # of equal ones the first: a maximum divides by their number
         jnp.max(jnp.abs(lengths - 1)),
     )
 

@@ -95,7 +95,8 @@ def top(scene: Scene, y: Array) -> tuple[Array, Array]:
 
 
 def unit(v: Array) -> Array:
-    v = v / jnp.maximum(jnp.max(jnp.abs(v)), jnp.finfo(v.dtype).tiny)
+    greatest = jnp.max(jnp.abs(v))
+    v = v / jnp.where(greatest > 0, greatest, 1)
     size = norm(v)
     return jnp.where(size > 0, v / jnp.where(size > 0, size, 1), 0)
 
