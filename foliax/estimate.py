@@ -127,7 +127,7 @@ def lanczos(
     tridiagonalise = decomp.tridiag_sym(num_iterations, custom_vjp=False)
     with jax.default_matmul_precision("highest"):  # its own products; the model's keep theirs
         basis, h, *_ = tridiagonalise(lambda v: product(v) / scale + jitter * v, start)
-    values, vectors = lapack.eigh(h)  # in the Krylov basis
+    values, vectors = lapack.eigh(jnp.asarray(h))  # in the Krylov basis
     leading = jnp.argsort(-values)[:k]
     values = values[leading]
     return jnp.where(values <= 4 * floor, 0, scale * values), dot(
