@@ -29,6 +29,13 @@ def dot(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=_HIGHEST)
 
 
+def norm(v: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
+    """Return ‖v‖ over an axis, or of all numbers, with gradient zero at v = 0."""
+    square = jnp.sum(v**2, axis=axis)
+    there = ~(square == 0)  # a NaN goes on
+    return jnp.where(there, jnp.sqrt(jnp.where(there, square, 1)), 0)
+
+
 def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
     """Return the input as a floating array, or say why it is none."""
     if isinstance(x, jax.Array) and not is_traced(x) and x.is_deleted():

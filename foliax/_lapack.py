@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -46,7 +46,6 @@ _eigh = _one_by_one(lambda a: tuple(jnp.linalg.eigh(a)))
 _inverse = _one_by_one(jnp.linalg.inv)
 _inverse_upper = _one_by_one(lambda r: solve_triangular(r, jnp.eye(len(r), dtype=r.dtype)))
 _solve = _one_by_one(jnp.linalg.solve)
-_solve_positive = _one_by_one(lambda a, b: cho_solve(cho_factor(a), b))
 _inverse_cholesky = _one_by_one(
     lambda a: solve_triangular(jnp.linalg.cholesky(a), jnp.eye(len(a), dtype=a.dtype), lower=True)
 )
@@ -74,6 +73,18 @@ def values(a: Float[Array, "n r"]) -> Float[Array, " m"]:
     return _values(a)
 
 
+def thin_svd(
+    a: Float[Array, "n r"],
+) -> tuple[Float[Array, "n m"], Float[Array, " m"], Float[Array, "m r"]]:
+    """Return the SVD of a tall matrix through its triangle; differentiable at any rank."""
+    return _thin_svd(a)
+
+
+def thin_values(a: Float[Array, "n r"]) -> Float[Array, " m"]:
+    """Return the singular values of a tall matrix through its triangle, as `thin_svd`."""
+    return _thin_values(a)
+
+
 def eigh(a: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
     """Return the eigenvalues of a symmetric matrix, from the least on, and its eigenvectors."""
     return _eigh(a)
@@ -82,11 +93,6 @@ def eigh(a: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"
 def solve(a: Float[Array, "n n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
     """Return a⁻¹ b."""
     return _solve(a, b)
-
-
-def solve_positive(a: Float[Array, "n n"], b: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return a⁻¹ b of a symmetric positive definite matrix; not finite where it is not one."""
-    return _solve_positive(a, b)
 
 
 def inverse_upper(r: Float[Array, "n n"]) -> Float[Array, "n n"]:
@@ -129,41 +135,72 @@ def _(primals: Any, tangents: Any) -> Any:
 
 @_svd.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    """Differentiate A = U diag(s) Vᵀ; of U and V not where two values meet or one is zero."""
-    (a,), (da,) = primals, tangents
-    u, s, vt = _svd(a)
+    u, s, vt = _svd(*primals)
+    return (u, s, vt), _svd_tangents(u, s, vt, *tangents)
+
+
+def _svd_tangents(u: Array, s: Array, vt: Array, da: Array) -> tuple[Array, Array, Array]:
+    """Differentiate A = U diag(s) Vᵀ.
+
+    Where values meet, their vectors have no derivative within the space that they span, and take
+    none here: what does not depend on their choice there has the right one all the same.
+    """
     seen = _dot(u.T, da, vt.T)
-    eye = jnp.eye(s.size, dtype=s.dtype)
-    gaps = (s + s[:, None]) * (s - s[:, None])
-    over = 1 / (gaps + eye) - eye
+    over = _over((s + s[:, None]) * (s - s[:, None]))
     du = _dot(u, over * (seen * s + (seen * s).T))
     dv = _dot(vt.T, over * (s[:, None] * seen + (s[:, None] * seen).T))
-    rows, columns = a.shape
+    rows, columns = da.shape
     if rows > columns:
         outer = _dot(da, vt.T)
-        du = du + (outer - _dot(u, u.T, outer)) / s
+        du = du + (outer - _dot(u, u.T, outer)) * _over(s)
     if columns > rows:
         outer = _dot(da.T, u)
-        dv = dv + (outer - _dot(vt.T, vt, outer)) / s
-    return (u, s, vt), (du, jnp.diagonal(seen), dv.T)
+        dv = dv + (outer - _dot(vt.T, vt, outer)) * _over(s)
+    return du, jnp.diagonal(seen), dv.T
+
+
+def _over(gaps: Array) -> Array:
+    """Return 1 / gaps, and 0 where there is none."""
+    return jnp.where(gaps == 0, 0, 1 / jnp.where(gaps == 0, 1, gaps))
 
 
 @_values.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    (a,), (da,) = primals, tangents
-    u, _, vt = _svd(a)
-    return _values(a), jnp.sum(u * _dot(da, vt.T), axis=0)
+    u, _, vt = _svd(*primals)
+    return _values(*primals), jnp.sum(u * _dot(tangents[0], vt.T), axis=0)
+
+
+@jax.custom_jvp
+def _thin_svd(a: Float[Array, "n r"]) -> Any:
+    q, r = _qr(a)
+    u, s, vt = _svd(r)
+    return _dot(q, u), s, vt
+
+
+@_thin_svd.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    u, s, vt = _thin_svd(*primals)
+    return (u, s, vt), _svd_tangents(u, s, vt, *tangents)
+
+
+@jax.custom_jvp
+def _thin_values(a: Float[Array, "n r"]) -> Any:
+    return _values(_triangle(a))
+
+
+@_thin_values.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    u, _, vt = _thin_svd(*primals)
+    return _thin_values(*primals), jnp.sum(u * _dot(tangents[0], vt.T), axis=0)
 
 
 @_eigh.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    """Differentiate A V = V diag(w); of V not where two values meet."""
+    """Differentiate A V = V diag(w); where values meet as `_svd_tangents`."""
     (a,), (da,) = primals, tangents
     w, v = _eigh(a)
-    eye = jnp.eye(w.size, dtype=w.dtype)
     seen = _dot(v.T, (da + da.T) / 2, v)
-    over = 1 / (w - w[:, None] + eye) - eye
-    return (w, v), (jnp.diagonal(seen), _dot(v, over * seen))
+    return (w, v), (jnp.diagonal(seen), _dot(v, _over(w - w[:, None]) * seen))
 
 
 @_inverse.defjvp
@@ -183,13 +220,6 @@ def _(primals: Any, tangents: Any) -> Any:
     (a, b), (da, db) = primals, tangents
     found = _solve(a, b)
     return found, _dot(_inverse(a), db - _dot(da, found))
-
-
-@_solve_positive.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    (a, b), (da, db) = primals, tangents
-    found, half = _solve_positive(a, b), _inverse_cholesky(a)
-    return found, _dot(half.T, _dot(half, db - _dot((da + da.T) / 2, found)))
 
 
 @_inverse_cholesky.defjvp

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from foliax.likelihood import Categorical, _log_mean_exp
+from foliax._inputs import norm
+from foliax.likelihood import Categorical, _log_mean_exp, square_root
 
 _EDGE = 1e-3  # share of the way to the edge of the simplex at which a circle that leaves it stops
 
@@ -63,9 +64,8 @@ def circle_from(logits: Float[Array, " c"], slope: Float[Array, " c"]) -> Circle
     """
     p = jax.nn.softmax(logits)
     slope = jnp.where(Categorical().possible(logits), slope, 0)
-    squared = jnp.sum(p * slope**2)
-    moving = ~(squared == 0)  # a NaN goes on
-    rate = jnp.where(moving, jnp.sqrt(jnp.where(moving, squared, 1)) / 2, 0)
+    rate = square_root(jnp.sum(p * slope**2)) / 2
+    moving = ~(rate == 0)  # a NaN goes on
     safe = jnp.where(moving, rate, 1)
     edge = jnp.where(moving, jnp.min(jnp.arctan2(2 * rate, -slope)) / safe, jnp.inf)
     left = edge * (1 - _EDGE) < 1
@@ -93,10 +93,7 @@ def separation(
     greater = jnp.exp(jnp.maximum(log_p, log_q) / 2)
     difference = jnp.where(both, jnp.sign(d) * -jnp.expm1(-jnp.abs(d) / 2), jnp.sign(log_q - log_p))
     difference = greater * jnp.where(greater > 0, difference, 0)  # excluded from both: no change
-    squared = jnp.sum(difference**2)
-    apart = ~(squared == 0)  # a NaN goes on
-    chord = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1)), 0)
-    return d, difference, 2 * jnp.arcsin(jnp.minimum(chord / 2, jnp.sqrt(0.5)))
+    return d, difference, 2 * jnp.arcsin(jnp.minimum(norm(difference) / 2, jnp.sqrt(0.5)))
 
 
 def chord_offsets(circle: Circle, tau: Float[Array, ""]) -> Float[Array, " c"]:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from foliax import _lapack as lapack
 from foliax._compile import compiled
-from foliax._inputs import as_point, as_tangent, check_chunk, dot
+from foliax._inputs import as_point, as_tangent, check_chunk, dot, norm
 from foliax._leaf_image import dimension_of
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
@@ -137,7 +138,7 @@ def extrinsic(
     dimension = dimension_of(space)
     even, odd = (form + form.swapaxes(0, 1)) / 2, (form - form.swapaxes(0, 1)) / 2
     mean = jnp.einsum("iin->n", form) / jnp.maximum(dimension, 1)
-    return Extrinsic(_length(even), _length(odd), mean.reshape(x.shape), dimension)
+    return Extrinsic(norm(even), norm(odd), mean.reshape(x.shape), dimension)
 
 
 @compiled
@@ -181,16 +182,14 @@ def principal_curvatures(
     form, space = _form(model, x, likelihood, chunk)
     flat = normal.ravel().astype(form.dtype)
     across = flat - space.project(flat)
-    length = jnp.linalg.norm(across)
-    # Written so that a NaN is there, and goes on.
-    there = ~(length <= 100 * jnp.finfo(form.dtype).eps * jnp.linalg.norm(flat))
-    unit = jnp.where(there, across / jnp.where(there, length, 1), 0)
+    there = space.misses_part(flat, across)
+    unit = jnp.where(there, across / jnp.where(there, norm(across), 1), 0)
     shape_operator = dot(form, unit)
     shape_operator = (shape_operator + shape_operator.T) / 2
     # Directions that are not there come last, and unmixed with those of curvature 0.
     beyond = 1 + 2 * jnp.sum(jnp.abs(shape_operator))
     apart = jnp.diag(jnp.where(space.mask, 0, beyond))
-    values, vectors = jnp.linalg.eigh(shape_operator + apart)
+    values, vectors = lapack.eigh(shape_operator + apart)
     kept = (jnp.arange(values.size) < jnp.sum(space.mask)) | jnp.isnan(values)
     values = jnp.where(kept, values, 0)
     order = jnp.argsort(-jnp.abs(values), stable=True)
@@ -200,7 +199,7 @@ def principal_curvatures(
 
 def _space(model: Model, x: Array, likelihood: Likelihood) -> tuple[Float[Array, "r n"], RowSpace]:
     _, k = contrast_jacobian(model, x, likelihood)
-    return k, RowSpace.of(k)
+    return k, RowSpace.of(k).moving(k)
 
 
 def _change(
@@ -225,7 +224,3 @@ def _form(
         return rows - dot(dot(rows, space.basis.T), space.basis)
 
     return lax.map(turned, space.basis, batch_size=chunk or len(space.basis)), space
-
-
-def _length(form: Float[Array, "m m n"]) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(form**2))

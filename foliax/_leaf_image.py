@@ -77,7 +77,7 @@ class Image(NamedTuple):
 def image(model: Model, x: Float[Array, "..."], likelihood: Likelihood) -> Image:
     """Decompose D at x as G sees it, from one forward and C − 1 reverse passes."""
     logits, k = contrast_jacobian(model, x, likelihood)
-    space = RowSpace.of(k)
+    space = RowSpace.of(k).moving(k)
     weights, rows = likelihood.factor(logits)
     # The rows of Lᵀ see only contrasts: rows = rows H⁺ H. Those of H are orthogonal.
     contrasts = likelihood.contrasts(logits)

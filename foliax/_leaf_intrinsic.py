@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from foliax._compile import compiled
-from foliax._inputs import as_point, as_tangent, check_choice, dot, num_rows
+from foliax._inputs import as_point, as_tangent, check_choice, dot, norm, num_rows
 from foliax._leaf_image import (
     CurvatureMethod,
     Image,
@@ -24,6 +24,7 @@ from foliax._leaf_image import (
     image,
     pushed,
 )
+from foliax._rewrite import precision_of
 from foliax._types import Model
 from foliax.likelihood import Categorical, Likelihood
 
@@ -113,8 +114,10 @@ def sectional(
     v, w = as_tangent(v, x, name="v"), as_tangent(w, x, name="w")
     _check_planes(model, x, likelihood)
     seen = image(model, x, likelihood)
-    flat = [seen.space.project(t.ravel().astype(seen.frame.dtype)) for t in (v, w)]
-    plane, defined = _orthonormal(seen, *flat)
+    flat = [t.ravel().astype(seen.frame.dtype) for t in (v, w)]
+    plane, defined = _orthonormal(seen, *map(seen.space.project, flat))
+    for t in flat:  # what rounding leaves of a vector in ker G spans no plane
+        defined &= seen.space.holds_part(t)
     if method == "gauss":
         value = _by_gauss(model, x, seen, plane)
     else:
@@ -211,12 +214,13 @@ def connection(
             "field must be a function from a point to a vector of its shape, got "
             f"{type(field).__name__}; of one vector v, lambda y: v"
         )
-    moved: Any = field(x)
-    w = as_tangent(moved, x, name="field(x)")
     seen = image(model, x, likelihood)
     dtype = seen.frame.dtype
     direction = seen.space.project(v.ravel().astype(dtype))
-    change = jax.jvp(field, (x,), (direction.reshape(x.shape).astype(x.dtype),))[1]
+    with precision_of(model):
+        moved: Any
+        moved, change = jax.jvp(field, (x,), (direction.reshape(x.shape).astype(x.dtype),))
+    w = as_tangent(moved, x, name="field(x)")
     symbols = _christoffel(model, x, seen, likelihood)
     coordinates = seen.coordinates(change.ravel().astype(dtype)) + jnp.einsum(
         "ijk,i,j->k",
@@ -244,9 +248,9 @@ def _orthonormal(
     """Return G-orthonormal vectors that span the plane of v and w, and whether it is one."""
 
     def unit(v: Array) -> tuple[Array, Array]:
-        euclidean = jnp.linalg.norm(v)
+        euclidean = norm(v)
         v = v / jnp.where(euclidean > 0, euclidean, 1)
-        size = jnp.linalg.norm(seen.push(v))
+        size = norm(seen.push(v))
         return v / jnp.where(size > 0, size, 1), size
 
     def orthogonal(w: Array) -> Array:
@@ -256,7 +260,7 @@ def _orthonormal(
     second, other = unit(w)
     rest = orthogonal(second)
     # Both have unit length in G's metric: what is left of the second is the sine of their angle.
-    sine = jnp.linalg.norm(seen.push(rest))
+    sine = norm(seen.push(rest))
     second, _ = unit(orthogonal(unit(rest)[0]))  # once more, for the rounding of the first
     least = 100 * jnp.finfo(v.dtype).eps
     defined = (size > 0) & (other > 0) & (sine > least) & seen.whole

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from foliax._inputs import dot, pullback
+from foliax import _lapack as lapack
+from foliax._inputs import dot, norm, pullback
 from foliax._leaf_circle import separation
 from foliax._leaf_image import along, centred, image, pushed
 from foliax._leaf_lift import Geodesic, result, run
@@ -59,8 +60,8 @@ class Surface(eqx.Module):
     def lift(self, x: Float[Array, " n"], q: Float[Array, " c"]) -> tuple[Array, Array]:
         """Return M⁺q, and the relative change of the speed |M M⁺q|."""
         _, basis, tangent = self.at(x)
-        coefficients = dot(jnp.linalg.pinv(tangent), q)
-        speed = jnp.linalg.norm(dot(tangent, coefficients))
+        coefficients = dot(lapack.pinv(tangent), q)
+        speed = norm(dot(tangent, coefficients))
         still = self.speed == 0
         change = jnp.where(still, speed, speed / jnp.where(still, 1, self.speed) - 1)
         return dot(coefficients, basis), change
@@ -68,7 +69,7 @@ class Surface(eqx.Module):
     def field(self, x: Float[Array, " n"], q: Float[Array, " c"]) -> tuple[Array, Array]:
         """Return x' and q'."""
         p, basis, tangent = self.at(x)
-        inverse = jnp.linalg.pinv(tangent)
+        inverse = lapack.pinv(tangent)
         velocity = dot(dot(inverse, q), basis)
         shaped = x.astype(self.dtype).reshape(self.shape)
 
@@ -102,7 +103,7 @@ def _solved(
 ) -> tuple[Surface, _State, Array]:
     """Integrate the equation of geodesics; x' is a rate per unit of t."""
     q = push(model, x, velocity)
-    surface = Surface(model, x.shape, x.dtype, _norm(q))
+    surface = Surface(model, x.shape, x.dtype, norm(q))
     start = _State(x.ravel().astype(q.dtype), q)
     return surface, *run(_field, solver, start, (surface, num_steps), num_steps, _is_lost)
 
@@ -158,16 +159,10 @@ def shot(
         throw=False,
     ).value
     path = integrated(model, x, dot(found, seen.frame), num_steps, solver)
-    met = _norm(missed(found, None)) <= _MET
+    met = norm(missed(found, None)) <= _MET
     reached = jnp.where(met & (path.status == Status.completed), Status.arrived, Status.stalled)
     status = jnp.where(path.status == Status.invalid, Status.invalid, reached)
     return path._replace(status=status.astype(jnp.int32))
-
-
-def _norm(q: Float[Array, " c"]) -> Float[Array, ""]:
-    squared = jnp.sum(q**2)
-    moves = ~(squared == 0)
-    return jnp.where(moves, jnp.sqrt(jnp.where(moves, squared, 1)), 0)
 
 
 def push(model: Model, x: Float[Array, "..."], velocity: Float[Array, " n"]) -> Float[Array, " c"]:

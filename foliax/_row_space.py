@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 from jaxtyping import Array, Bool, Float
 
 from foliax import _lapack as lapack
-from foliax._inputs import dot
+from foliax._inputs import dot, norm
 from foliax.data_matrix import counted
 
 _CERTAIN = 8  # a number counts where it is so many times its rounding
@@ -60,14 +59,14 @@ class RowSpace(eqx.Module):
 
     def holds_part(self, v: Float[Array, " n"]) -> Bool[Array, ""]:
         """Tell whether the projection of v is more than rounding, in some row of the basis."""
-        noise = _CERTAIN * self.rounding * jnp.linalg.norm(v)
+        noise = _CERTAIN * self.rounding * norm(v)
         return ~jnp.all(jnp.abs(dot(self.basis, v)) <= noise)
 
     def misses_part(self, v: Float[Array, " n"], rest: Float[Array, " n"]) -> Bool[Array, ""]:
         """Tell whether `rest`, what the projection leaves of v, is more than rounding."""
         eps = jnp.finfo(v.dtype).eps
-        noise = jnp.linalg.norm(self.rounding * dot(self.basis, v)) + eps * jnp.linalg.norm(v)
-        return ~(jnp.linalg.norm(rest) <= _CERTAIN * noise)
+        noise = norm(self.rounding * dot(self.basis, v)) + eps * norm(v)
+        return ~(norm(rest) <= _CERTAIN * noise)
 
     def through(self, k: Float[Array, "r n"]) -> "RowSpace":
         """Return the same row space with a basis that is differentiable in K.
@@ -79,12 +78,27 @@ class RowSpace(eqx.Module):
         moved = self.basis + (moving - lax.stop_gradient(moving))
         return RowSpace(moved, self.inverse, self.mask, self.rounding)
 
+    def moving(self, k: Float[Array, "r n"]) -> "RowSpace":
+        """Return the same row space, whose projector has two derivatives in K (at constant rank).
+
+        As `through`, with the basis kept orthonormal while K moves: each round of
+        B ↦ (3 − B Bᵀ) B / 2 squares the error.
+        """
+        inverse = self.inverse
+        for _ in range(2):
+            basis = dot(inverse, k)
+            inverse = 1.5 * inverse - 0.5 * dot(dot(basis, basis.T), inverse)
+        basis = dot(inverse, k)
+        basis = self.basis + (basis - lax.stop_gradient(basis))
+        inverse = self.inverse + (inverse - lax.stop_gradient(inverse))
+        return RowSpace(basis, inverse, self.mask, self.rounding)
+
 
 def least_norm(basis: Float[Array, "m n"], c: Float[Array, " m"]) -> Float[Array, " n"]:
     """Return the least u with basis u = c, or the nearest to it where the rows are dependent."""
     ridge = jnp.finfo(basis.dtype).eps * jnp.eye(basis.shape[0], dtype=basis.dtype)
-    gram = cho_factor(dot(basis, basis.T) + ridge)
-    return dot(cho_solve(gram, c), basis)
+    half = _inverse_cholesky(dot(basis, basis.T) + ridge)
+    return dot(dot(half.T, dot(half, c)), basis)
 
 
 @jax.custom_jvp
@@ -121,7 +135,7 @@ def _rounding(k: Float[Array, "r n"], inverse: Float[Array, "m r"]) -> Float[Arr
 
     A singular vector of K is that well determined, and no better: K itself is rounded.
     """
-    condition = jnp.linalg.norm(inverse, axis=1) * jnp.linalg.norm(k)
+    condition = norm(inverse, axis=1) * norm(k)
     return jnp.finfo(k.dtype).eps * jnp.maximum(condition, 1)
 
 
@@ -161,9 +175,9 @@ def _by_gram(k: Float[Array, "r n"]) -> tuple[Parts, Bool[Array, ""]]:
 def _inverse_cholesky(gram: Float[Array, "r r"]) -> Float[Array, "r r"]:
     """Return L⁻¹ with L Lᵀ = gram; not finite where there is none."""
     size = len(gram)
-    eye = jnp.eye(size, dtype=gram.dtype)
     if size > _UNROLLED:
-        return solve_triangular(jnp.linalg.cholesky(gram), eye, lower=True)
+        return lapack.inverse_cholesky(gram)
+    eye = jnp.eye(size, dtype=gram.dtype)
     # Elimination below the diagonal turns (gram | 1) into (diag(d) Lᵀ… | M), L⁻¹ = d^(−½) M.
     rows = jnp.concatenate([gram, eye], axis=1)
     for i in range(size - 1):

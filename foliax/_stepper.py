@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from foliax._compile import compiled
-from foliax._inputs import as_time, dot
+from foliax._inputs import as_time, dot, norm
 from foliax._level_set import free_direction, onto_level_set, resolution
 from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace
@@ -262,7 +262,7 @@ def _measure(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
     plan = scene.plan
     logits, k, space = _seen(scene, x)
     heading = _heading(scene, x, k, space)
-    distance = heading.whole if plan.toward else _norm(x - scene.start)
+    distance = heading.whole if plan.toward else norm(x - scene.start)
     moved = x - before.x
     # Near the foot distances agree to rounding while points still move: the later one is meant.
     nearest = distance <= before.least * (1 + 8 * jnp.finfo(x.dtype).eps)
@@ -274,8 +274,8 @@ def _measure(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
         tangent_fraction=heading.tangent_fraction,
         followable=heading.followable.astype(x.dtype),
         distance=distance,
-        moved=_norm(moved),
-        off_leaf=before.off_leaf + _norm(moved - before.space.project(moved)),
+        moved=norm(moved),
+        off_leaf=before.off_leaf + norm(moved - before.space.project(moved)),
         best=jnp.where(nearest, x, before.best) if plan.toward else x,
         least=jnp.minimum(distance, before.least),
         num_steps=before.num_steps + 1,
@@ -316,7 +316,7 @@ def _heading(scene: Scene, x: Array, k: Array, space: RowSpace) -> _Heading:
         else:
             along = free_direction(space.through(k), direction, x, scene.box)
         followable = space.misses_part(direction, along)
-    length, whole = _norm(along), _norm(direction)
+    length, whole = norm(along), norm(direction)
     unit = scene.step / jnp.where(length > 0, length, 1)
     if plan.gradient:
         speed = scene.step
@@ -370,7 +370,7 @@ def _at_foot(scene: Scene, state: _State) -> Bool[Array, ""]:
 
 def _turned_back(velocity: Float[Array, " n"], before: Float[Array, " n"]) -> Array:
     """Tell whether the velocity has turned (nearly) round."""
-    return dot(velocity, before) < -_REVERSAL * _norm(velocity) * _norm(before)
+    return dot(velocity, before) < -_REVERSAL * norm(velocity) * norm(before)
 
 
 def _kicked(scene: Scene, state: _State) -> _State:
@@ -379,7 +379,7 @@ def _kicked(scene: Scene, state: _State) -> _State:
     again = (state.status == Status.stalled) & (state.kicks_left > 0)
     key = jax.random.fold_in(scene.key, state.kicks_left.astype(jnp.int32))
     random = state.space.project(jax.random.normal(key, state.x.shape, state.x.dtype))
-    length = _norm(random)
+    length = norm(random)
     kick = random * scene.kick / jnp.where(length > 0, length, 1)
     sent = (kick, state.kicks_left - 1, jnp.full_like(state.status, _RUNNING))
     kept = (state.velocity, state.kicks_left, state.status)
@@ -443,9 +443,3 @@ def _path(
         num_attempts=jnp.asarray(num_attempts, jnp.int32),
         status=status,
     )
-
-
-def _norm(v: Float[Array, " n"]) -> Float[Array, ""]:
-    """Return ‖v‖, with gradient zero at v = 0."""
-    square = jnp.sum(v**2)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)

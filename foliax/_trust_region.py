@@ -9,6 +9,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from foliax._rewrite import logits_of
 from foliax.likelihood import Likelihood
 
 _SHORTENINGS = 30  # each to nine tenths at most
@@ -28,11 +29,11 @@ def within(
     Half the squared Fisher length is the KL of a short step alone: a saturated output is nearly
     flat at w and steep at the end of a long one.
     """
-    logits = jax.vmap(lambda x: apply(params, x))(xs)
+    logits = jax.vmap(lambda x: logits_of(apply, params, x))(xs)
 
     def measured(scale: Array) -> Array:
         moved = jax.tree.map(jnp.subtract, params, scaled(scale, v))
-        change = jax.vmap(lambda x: apply(moved, x))(xs) - logits
+        change = jax.vmap(lambda x: logits_of(apply, moved, x))(xs) - logits
         return jnp.mean(jax.vmap(likelihood.kl)(logits, change))
 
     def too_far(carry: tuple[Array, Array, Array]) -> Array:

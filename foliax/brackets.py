@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._compile import compiled
-from foliax._inputs import as_point, check_chunk, check_count, check_positive, pullback
+from foliax._inputs import as_point, check_chunk, check_count, check_positive, norm, pullback
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.data_matrix import singular_values
@@ -97,11 +97,11 @@ def involutivity(
         ahead = _derivative(model, x, likelihood, j, k[i])
         back = _derivative(model, x, likelihood, i, k[j])
         bracket = ahead - back
-        return bracket - space.project(bracket), jnp.sum(ahead**2) + jnp.sum(back**2)
+        return bracket - space.project_through(k, bracket), jnp.sum(ahead**2) + jnp.sum(back**2)
 
     outside, terms = lax.map(leaving, chosen, batch_size=chunk or len(chosen))
     total = jnp.sum(terms)
-    relative = jnp.sqrt(jnp.sum(outside**2) / jnp.where(total > 0, total, 1))
+    relative = norm(outside / jnp.sqrt(jnp.where(total > 0, total, 1)))
     scaled = outside / jnp.sqrt(jnp.where(terms > 0, terms, 1))[:, None]
     tolerance = 1e4 * jnp.finfo(k.dtype).eps if atol is None else atol
     extra = jnp.sum(singular_values(scaled) > tolerance, dtype=jnp.int32)

@@ -28,6 +28,7 @@ from foliax._inputs import (
     pushforward,
     working_dtype,
 )
+from foliax._no_derivative import refused, refused_in_reverse
 from foliax._rewrite import logits_of
 from foliax._types import Count, EighMethod, Model
 from foliax.estimate import lanczos
@@ -224,6 +225,12 @@ def eigh(
       of the largest eigenvalue once num_iterations is well above k, and blind to the multiplicity
       of a repeated one.
 
+    The values have first derivatives by both. Where some meet, the derivative of their sum is
+    right, and that of each alone is the one along the eigenvector found, vᵀ(∂G)v; at an eigenvalue
+    0 it is 0. By "factor", simple positive ones have second derivatives as well. The vectors have
+    none, as they turn at once where values meet: a gradient of theirs is a TypeError, a JVP NaN;
+    `project_leaf` has both.
+
     Args:
         model: Callable pytree from one input to C logits.
         x: One input, in the model's units.
@@ -261,9 +268,9 @@ def eigh(
         values, vectors = lanczos(model, x, k, steps, likelihood)
     else:
         a = factor(model, x, likelihood=likelihood, chunk=chunk)
-        q, r = lapack.qr(a.T)
-        u, s, _ = lapack.svd(r)
-        values, vectors = s[:k] ** 2, dot(q, u[:, :k]).T
+        u, s, _ = lapack.thin_svd(a.T)
+        values, vectors = s[:k] ** 2, u[:, :k].T
+    vectors = refused_in_reverse(vectors, "foliax.eigh(…).vectors")
     return Eigen(values, vectors.reshape(k, *x.shape))
 
 
@@ -279,7 +286,8 @@ def rank(
     """Return the numerical rank of G(x, w): #{k : λ_k > rtol · λ_1}.
 
     Counts what G sees in the working precision: a saturated softmax lowers it although the
-    distribution D keeps its dimension (for that, see `foliax.dimension`).
+    distribution D keeps its dimension (for that, see `foliax.dimension`). As of all counts, its
+    derivative is a TypeError.
 
     Args:
         model: Callable pytree from one input to C logits.
@@ -301,7 +309,8 @@ def rank(
         >>> int(foliax.rank(lambda x: jnp.stack([x[0], x[1], 0 * x[0]]), jnp.zeros(784)))
         2
     """
-    return trace_and_rank(model, x, rtol=rtol, likelihood=likelihood, chunk=chunk)[1]
+    a = refused(factor(model, x, likelihood=likelihood, chunk=chunk), "foliax.rank")
+    return count_rank(singular_values(a), num_rows=a.shape[0], rtol=rtol)
 
 
 @compiled
@@ -314,6 +323,8 @@ def trace_and_rank(
     chunk: Count | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return `trace` and `rank` from one factor: what training watches.
+
+    The trace has derivatives; to them the rank is a constant.
 
     Args:
         model: Callable pytree from one input to C logits.
@@ -409,7 +420,7 @@ def quadratic(
 
 def singular_values(a: Float[Array, "r n"]) -> Float[Array, " m"]:
     """Return the min(r, n) singular values of a wide matrix, descending, through its triangle."""
-    return lapack.values(lapack.triangle(a.T))
+    return lapack.thin_values(a.T)
 
 
 def default_rtol(num_rows: int, dtype: jnp.dtype) -> float:

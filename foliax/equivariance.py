@@ -15,15 +15,17 @@ from typing import Any, Final, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from foliax import _lapack as lapack
 from foliax._compile import compiled
-from foliax._inputs import as_point, dot
-from foliax._rewrite import logits_of
+from foliax._inputs import as_point, dot, norm
+from foliax._rewrite import logits_of, precision_of
+from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.data_matrix import factor
-from foliax.foliation import frame
+from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical, Likelihood
 
 __all__ = [
@@ -180,30 +182,38 @@ def defect(
         True
     """
     x = as_point(x)
-    moved = _checked(transformation, x)
+    with precision_of(model):
+        moved = _checked(transformation, x)
     options: dict[str, Any] = {"likelihood": likelihood, "chunk": chunk}
     here, there = (factor(model, at, **options) for at in (x, moved))
-    vectors, targets = (frame(model, at, **options) for at in (x, moved))
+    space, target = (_space(model, at, **options) for at in (x, moved))
     # Rows of A and of the frame are tangent vectors: dg moves them, in their own precision.
-    linear = jax.linearize(transformation, x.astype(here.dtype))[1]
+    with precision_of(model):
+        linear = jax.linearize(transformation, x.astype(here.dtype))[1]
 
     def push(rows: Float[Array, "r ..."]) -> Float[Array, "r n"]:
         return jax.vmap(linear)(rows).reshape(len(rows), -1)
 
     turned = push(here.reshape(-1, *x.shape))
-    carried = push(vectors.vectors)
-    sizes = [jnp.linalg.norm(dot(a, a.T)) for a in (turned, there)]
-    dimensions = jnp.sum(vectors.mask) + jnp.sum(targets.mask)
-    leaf = _difference(carried, targets.vectors.reshape(len(carried), -1))
+    carried = push(space.basis.reshape(-1, *x.shape))
+    sizes = [norm(dot(a, a.T)) for a in (turned, there)]
+    dimensions = jnp.sum(space.mask) + jnp.sum(target.mask)
+    leaf = _difference(carried, target.basis)
     p, q = (likelihood.probabilities(logits_of(model, at).astype(here.dtype)) for at in (x, moved))
-    lengths = jnp.linalg.norm(carried, axis=1)
-    lengths = jnp.where(vectors.mask | jnp.isnan(lengths), lengths, 1)
+    change = jnp.abs(p - q)
+    lengths = norm(carried, axis=1)
+    lengths = jnp.where(space.mask | jnp.isnan(lengths), lengths, 1)
     return Defect(
         _ratio(_difference(turned, there), jnp.maximum(*sizes)),
         _ratio(leaf, jnp.sqrt(dimensions.astype(leaf.dtype))),
-        jnp.max(jnp.abs(p - q)),
+        change[jnp.argmax(change)],  # of equal ones the first: a maximum divides by their number
         jnp.max(jnp.abs(lengths - 1)),
     )
+
+
+def _space(model: Model, x: Array, likelihood: Likelihood, chunk: Count | None) -> RowSpace:
+    _, k = contrast_jacobian(model, x, likelihood, chunk)
+    return RowSpace.of(k).moving(k)
 
 
 def _checked(transformation: Transformation, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -223,9 +233,26 @@ def _checked(transformation: Transformation, x: Float[Array, "..."]) -> Float[Ar
 
 def _difference(a: Float[Array, "r n"], b: Float[Array, "r n"]) -> Float[Array, ""]:
     """Return ‖AᵀA − BᵀB‖ in the Frobenius norm."""
-    triangle = lapack.triangle(jnp.concatenate([a, b]).T)
-    signed = triangle * jnp.concatenate([jnp.ones(len(a)), -jnp.ones(len(b))]).astype(a.dtype)
-    return jnp.linalg.norm(dot(signed, triangle.T))
+    signs = np.concatenate([np.ones(len(a)), -np.ones(len(b))])
+    return _signed_norm(jnp.concatenate([a, b]), jnp.asarray(signs, a.dtype))
+
+
+@jax.custom_jvp
+def _signed_norm(rows: Float[Array, "s n"], signs: Float[Array, " s"]) -> Float[Array, ""]:
+    """Return ‖XᵀSX‖ of the rows X, S = diag(signs), from the triangle of X."""
+    triangle = lapack.triangle(rows.T)
+    return norm(dot(triangle * signs, triangle.T))
+
+
+@_signed_norm.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """Differentiate: d‖M‖ = 2 ⟨S X M, dX⟩ / ‖M‖, and 0 at M = 0; X may have any rank."""
+    rows, signs = primals
+    q, triangle = lapack.qr(rows.T)
+    middle = dot(triangle * signs, triangle.T)
+    size = norm(middle)
+    slope = signs[:, None] * dot(dot(triangle.T, middle), q.T)
+    return size, 2 * jnp.sum(slope * tangents[0]) / jnp.where(size == 0, 1, size)
 
 
 def _ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:

@@ -1,11 +1,15 @@
 """G by sampling and by Krylov spaces: for networks too large for C − 1 reverse passes."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from foliax import _lapack as lapack
 from foliax._compile import compiled
 from foliax._inputs import (
     as_point,
@@ -13,10 +17,14 @@ from foliax._inputs import (
     check_count,
     check_key,
     dot,
+    logits_struct,
+    norm,
     pull_rows,
     pullback,
     pushforward,
+    working_dtype,
 )
+from foliax._no_derivative import refused
 from foliax._types import Count, Model
 from foliax.likelihood import Categorical, Likelihood
 
@@ -83,9 +91,12 @@ def trace_estimate(
     signs = jax.random.rademacher(key, (num_samples, weights.size), dtype=logits.dtype)
     gradients = pull_rows(pull, dot(signs * weights, rows), chunk)
     samples = jnp.sum(gradients**2, axis=1)
-    return Estimate(jnp.mean(samples), jnp.std(samples, ddof=1) / jnp.sqrt(num_samples))
+    mean = jnp.mean(samples)
+    error = norm(samples - mean) / math.sqrt(num_samples * (num_samples - 1))
+    return Estimate(mean, error)
 
 
+@eqx.filter_custom_jvp
 def lanczos(
     model: Model, x: Float[Array, "..."], k: int, num_iterations: int, likelihood: Likelihood
 ) -> tuple[Float[Array, " k"], Float[Array, "k n"]]:
@@ -96,27 +107,70 @@ def lanczos(
     """
     from matfree import decomp
 
-    logits, pull = pullback(model, x, likelihood)
-    weights, rows = likelihood.factor(logits)
+    seen, back = _products(model, x, likelihood)
+    dtype = working_dtype(x, logits_struct(model, x, likelihood))
 
     def product(v: Array) -> Array:
-        seen = weights * dot(rows, pushforward(pull, logits, v))
-        return pull(dot(weights * seen, rows))
+        return back(seen(v))
 
     seed, jitter_seed = jax.random.split(jax.random.key(0))
-    start = product(jax.random.normal(seed, (x.size,), logits.dtype))
+    start = product(jax.random.normal(seed, (x.size,), dtype))
     scale = jnp.max(jnp.abs(start))
     scale = jnp.where(scale > 0, scale, 1)
     start = jnp.where(jnp.any(start != 0), start / scale, 1)  # its norm would underflow
     # Where rank G < num_iterations the Krylov space is exhausted early and Lanczos divides by
-    # zero. A diagonal at rounding level keeps it going; what it alone explains is set to zero.
+    # zero. A diagonal at rounding level keeps it going, and as much of a start outside of what G
+    # spans, for an eigenvector along one axis; what they alone explain is set to zero.
     floor = 4 * jnp.finfo(start.dtype).eps
     jitter = floor * jax.random.uniform(jitter_seed, start.shape, start.dtype)
+    start = start + jitter
     tridiagonalise = decomp.tridiag_sym(num_iterations, custom_vjp=False)
-    basis, h, *_ = tridiagonalise(lambda v: product(v) / scale + jitter * v, start)
-    values, vectors = jnp.linalg.eigh(h)  # in the Krylov basis
+    with jax.default_matmul_precision("highest"):  # its own products; the model's keep theirs
+        basis, h, *_ = tridiagonalise(lambda v: product(v) / scale + jitter * v, start)
+    values, vectors = lapack.eigh(jnp.asarray(h))  # in the Krylov basis
     leading = jnp.argsort(-values)[:k]
     values = values[leading]
     return jnp.where(values <= 4 * floor, 0, scale * values), dot(
         vectors[:, leading].T, jnp.asarray(basis)
     )
+
+
+@lanczos.def_jvp
+def _(primals: Any, tangents: Any) -> Any:
+    """Differentiate λ = ‖Lᵀ J v‖² at fixed v, an eigenvector: to first order it moves nothing.
+
+    The iterations themselves are not differentiated: they divide by what may vanish.
+    """
+    model, x, k, num_iterations, likelihood = primals
+    values, vectors = lanczos(model, x, k, num_iterations, likelihood)
+    fixed = refused(vectors, 'the gradient of foliax.eigh(…, method="lanczos")')
+
+    parts = tuple(part for place, part in enumerate(primals) if place not in (2, 3))
+    changes = tuple(part for place, part in enumerate(tangents) if place not in (2, 3))
+    moving = jax.tree.map(
+        lambda change, part: None if change is None else part,
+        changes, parts, is_leaf=lambda leaf: leaf is None,
+    )  # fmt: skip
+
+    def squared(moving: Any) -> Float[Array, " k"]:
+        seen, _ = _products(*eqx.combine(moving, parts))
+        return jnp.sum(jax.vmap(seen)(fixed) ** 2, axis=1)
+
+    _, change = jax.jvp(squared, (moving,), (changes,))
+    return (values, vectors), (change, jnp.broadcast_to(jnp.nan * jnp.sum(change), vectors.shape))
+
+
+def _products(
+    model: Model, x: Float[Array, "..."], likelihood: Likelihood
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Return v ↦ Lᵀ J v and its transpose: G v is one after the other."""
+    logits, pull = pullback(model, x, likelihood)
+    weights, rows = likelihood.factor(logits)
+
+    def seen(v: Float[Array, " n"]) -> Float[Array, " r"]:
+        return weights * dot(rows, pushforward(pull, logits, v))
+
+    def back(u: Float[Array, " r"]) -> Float[Array, " n"]:
+        return pull(dot(weights * u, rows))
+
+    return seen, back

@@ -20,7 +20,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from foliax._compile import compiled
-from foliax._inputs import as_point, check_count, check_positive, dot, logits_struct
+from foliax._inputs import as_point, check_count, check_positive, dot, logits_struct, norm
 from foliax._rewrite import logits_of, precision_of
 from foliax._trust_region import scaled, within
 from foliax.likelihood import Categorical, Likelihood, logit_change
@@ -215,8 +215,8 @@ def solve(
     product, _ = _damped(apply, params, xs, damping, likelihood)
     value, _ = cg(product, b, x0=guess, tol=rtol, maxiter=max_steps)
     left = jax.tree.map(jnp.subtract, product(value), b)
-    size = _norm(b)
-    return Solve(value, _norm(left) / jnp.where(size > 0, size, 1))
+    size = norm(ravel_pytree(b)[0])
+    return Solve(value, norm(ravel_pytree(left)[0]) / jnp.where(size > 0, size, 1))
 
 
 def natural_gradient(
@@ -391,7 +391,3 @@ def _check_like(params: PyTree, v: PyTree, *, name: str) -> None:
 
 def _inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
     return dot(ravel_pytree(a)[0], ravel_pytree(b)[0])
-
-
-def _norm(tree: PyTree) -> Float[Array, ""]:
-    return jnp.linalg.norm(ravel_pytree(tree)[0])

@@ -22,6 +22,7 @@ from foliax._inputs import (
     check_key,
     check_positive,
     logits_struct,
+    norm,
     working_dtype,
 )
 from foliax._stepper import Integrator, Plan, Scene, integrate
@@ -268,7 +269,7 @@ def foot(
         along = jax.vmap(partial(project_leaf, likelihood=likelihood), (None, None, 0))(
             model, start, noise
         )
-        length = jnp.sqrt(jnp.sum(along.reshape(restarts, -1) ** 2, axis=1))
+        length = norm(along.reshape(restarts, -1), axis=1)
         scale = spread / jnp.where(length > 0, length, 1)
         moved = start + along * scale.reshape(-1, *(1,) * start.ndim)
         starts = jnp.concatenate([starts, moved.astype(start.dtype)])
@@ -281,7 +282,7 @@ def foot(
 
     paths = jax.vmap(flow)(starts)
     away = (paths.best - x).reshape(len(starts), -1)
-    distances = jnp.sqrt(jnp.sum(away**2, axis=1))
+    distances = norm(away, axis=1)
     best = jnp.argmin(distances)
     return Foot(
         paths.best[best],

@@ -17,6 +17,7 @@ from foliax._inputs import (
     pull_rows,
     pullback,
 )
+from foliax._no_derivative import refused
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.data_matrix import count_rank, singular_values
@@ -57,8 +58,9 @@ def frame(
     """Return an orthonormal frame of D = (ker G)^⊥ = span{∇log p_i} at x.
 
     Found from the centred logit Jacobian, so it does not fade when the softmax saturates. The
-    frame is one among its rotations and may jump with x where D does not. `project_leaf` moves with
-    D alone: smoothly where the model is smooth and dim D constant, with a jump across a ReLU face.
+    frame is one among its rotations and may jump with x where D does not, so that it has no
+    derivative, and differentiating it is a TypeError. `project_leaf` has one: it moves with D
+    alone, smoothly where the model is smooth and dim D constant, with a jump across a ReLU face.
 
     Args:
         model: Callable pytree from one input to C logits.
@@ -85,7 +87,7 @@ def frame(
     check_chunk(chunk)
     x = as_point(x)
     _, k = contrast_jacobian(model, x, likelihood, chunk)
-    space = RowSpace.of(k, rtol)
+    space = RowSpace.of(refused(k, "foliax.frame"), rtol)
     return Frame(space.basis.reshape(-1, *x.shape), space.mask)
 
 
@@ -100,7 +102,8 @@ def dimension(
 ) -> Int[Array, ""]:
     """Return dim D: the number of singular values of H J with s² > rtol · s_1².
 
-    Counts directions of D regardless of saturation; `foliax.rank` counts what G still sees.
+    Counts directions of D regardless of saturation; `foliax.rank` counts what G still sees. As of
+    all counts, its derivative is a TypeError.
 
     Args:
         model: Callable pytree from one input to C logits.
@@ -124,6 +127,7 @@ def dimension(
     """
     check_chunk(chunk)
     _, k = contrast_jacobian(model, as_point(x), likelihood, chunk)
+    k = refused(k, "foliax.dimension")
     return count_rank(singular_values(k), num_rows=k.shape[0], rtol=rtol)
 
 

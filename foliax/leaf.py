@@ -50,7 +50,7 @@ from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.data_matrix import quadratic
 from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical, Likelihood, square_root
 from foliax.path import Status
 
 __all__ = [
@@ -111,10 +111,7 @@ def length(
         >>> f"{foliax.leaf.distance(binary, line[0], line[-1]):.4f}"
         '0.4804'
     """
-    squares = _segments(model, points, likelihood, chunk)
-    # √ has no derivative at 0: a segment along the kernel.
-    moves = squares > 0
-    return jnp.sum(jnp.where(moves, jnp.sqrt(jnp.where(moves, squares, 1)), squares))
+    return jnp.sum(square_root(_segments(model, points, likelihood, chunk)))
 
 
 @compiled

@@ -1,14 +1,18 @@
 """Decompositions: the stock ones in every way, but one matrix at a time under vmap on a CPU."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 
+import foliax
 from foliax import _lapack as lapack
+from tests.precision_cases import CALLS, DENSE, V, X, Y
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -25,8 +29,10 @@ def through_qr(a):
     return solve_triangular(jnp.linalg.qr(a)[1], jnp.eye(a.shape[1]))
 
 
-def through_cholesky(a):
-    return cho_solve(cho_factor(positive(a)), a[0])
+def through_triangle(a):
+    q, r = jnp.linalg.qr(a)
+    u, s, vt = jnp.linalg.svd(r, full_matrices=False)
+    return q @ u, s, vt
 
 
 STOCK = {
@@ -37,12 +43,13 @@ STOCK = {
     "svd of a wide one": (
         lambda a: lapack.svd(a.T), lambda a: jnp.linalg.svd(a.T, full_matrices=False)
     ),
+    "thin_svd": (lapack.thin_svd, through_triangle),
     "values": (lapack.values, partial(jnp.linalg.svd, compute_uv=False)),
+    "thin_values": (lapack.thin_values, partial(jnp.linalg.svd, compute_uv=False)),
     "eigh": (lambda a: lapack.eigh(positive(a)), lambda a: jnp.linalg.eigh(positive(a))),
     "solve": (
         lambda a: lapack.solve(a[:4], a[4]), lambda a: jnp.linalg.solve(a[:4], a[4])
     ),
-    "solve_positive": (lambda a: lapack.solve_positive(positive(a), a[0]), through_cholesky),
     "inverse_upper": (lambda a: lapack.inverse_upper(lapack.triangle(a)), through_qr),
     "inverse_cholesky": (lambda a: lapack.inverse_cholesky(positive(a)), half),
     "pinv": (lapack.pinv, jnp.linalg.pinv),
@@ -94,3 +101,29 @@ def test_on_a_cpu_no_batch_goes_to_lapack(pair, batch):
     assert "scan" in program
     assert "[3,5,4] = qr" not in program
     assert "while" in jax.jit(jax.vmap(pair[0])).lower(batch).as_text()
+
+
+DECOMPOSING = (
+    "eigh", "eigh by Lanczos", "rank", "frame", "project_leaf", "leaf.curvature", "leaf.extrinsic",
+    "leaf.principal_curvatures", "equivariance.defect", "attack.spectral", "explain.reach",
+    "explain.reach in G's metric", "ood.prepare", "transfer.spectra", "drift",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECOMPOSING)
+def test_no_program_of_a_population_holds_a_batch_of_lapack_calls(name):
+    if jax.default_backend() != "cpu":
+        pytest.skip("LAPACK is of CPUs alone")
+    many = jax.jit(jax.vmap(CALLS[name], in_axes=(None, 0)))
+    program = many.lower(DENSE, jnp.stack([X, Y, V])).as_text()
+    calls = [line for line in program.splitlines() if "@lapack_" in line]
+    assert calls
+    assert not [line for line in calls if re.search(r"tensor<\d+x\d+x\d+x", line)]
+
+
+def test_nobody_else_decomposes():
+    """What calls LAPACK by another way may be batched."""
+    source = Path(foliax.__file__).parent
+    stock = re.compile(r"jnp\.linalg|jax\.numpy\.linalg|scipy\.linalg|lax\.linalg")
+    found = {path.name for path in source.rglob("*.py") if stock.search(path.read_text())}
+    assert found == {"_lapack.py"}

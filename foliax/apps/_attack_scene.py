@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from foliax import _lapack as lapack
-from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, working_dtype
+from foliax._inputs import as_class, as_point, dot, is_traced, logits_struct, norm, working_dtype
 from foliax._rewrite import logits_of, precision_of
 from foliax._types import Model
 from foliax.data_matrix import factor
@@ -90,14 +90,14 @@ def top(scene: Scene, y: Array) -> tuple[Array, Array]:
 
     From the factor, whose singular values are still there where their squares underflow.
     """
-    q, r = lapack.qr(factor(scene.model, y.reshape(scene.x.shape)).T)
-    u, s, _ = lapack.svd(r)
-    return s[0], jnp.where(s[0] > 0, dot(q, u[:, 0]), 0).astype(y.dtype)
+    u, s, _ = lapack.thin_svd(factor(scene.model, y.reshape(scene.x.shape)).T)
+    return s[0], jnp.where(s[0] > 0, u[:, 0], 0).astype(y.dtype)
 
 
 def unit(v: Array) -> Array:
-    v = v / jnp.maximum(jnp.max(jnp.abs(v)), jnp.finfo(v.dtype).tiny)
-    size = jnp.sqrt(jnp.sum(v**2))
+    greatest = jnp.max(jnp.abs(v))
+    v = v / jnp.where(greatest > 0, greatest, 1)
+    size = norm(v)
     return jnp.where(size > 0, v / jnp.where(size > 0, size, 1), 0)
 
 
@@ -111,7 +111,7 @@ def reaching(start: Array, y: Array, direction: Array, radius: Array) -> Array:
 
 def cut(points: Array, radius: Array) -> Array:
     """Return the last point of a polygon before it leaves the ball around its first point."""
-    far = jnp.sqrt(jnp.sum((points - points[0]) ** 2, axis=1))
+    far = norm(points - points[0], axis=1)
     out = far > radius
     first = jnp.where(jnp.any(out), jnp.argmax(out), len(points) - 1)
     before = points[jnp.maximum(first - 1, 0)]
@@ -133,7 +133,7 @@ def better(scene: Scene, ends: Float[Array, "k n"]) -> Attacked:
 def result(scene: Scene, end: Array) -> Attacked:
     end = clipped(scene, end)
     logits = logits_of(scene.model, end)
-    distance = jnp.sqrt(jnp.sum((end - scene.x) ** 2))
+    distance = norm(end - scene.x)
     finite = is_valid(_LIKELIHOOD, logits) & jnp.isfinite(distance)
     fooled = (jnp.argmax(logits) != scene.label) & finite
     moved = jnp.where((distance > 0) | (scene.budget == 0), Status.completed, Status.stalled)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._inputs import as_point, check_count, check_positive
+from foliax._inputs import as_point, check_count, check_positive, norm
 from foliax._types import Count, Model
 from foliax.apps._denoise_references import as_stack
 from foliax.flow import walk
@@ -149,7 +149,7 @@ def _flow(
         model, start, x, step=step, max_steps=max_steps, save_every=max_steps,
         arrival=level, stall=stall,
     )  # fmt: skip
-    away = _length(x - path.best)
+    away = norm(x - path.best)
     return Projected(path.best, away, path.dimension[-1], path.status, path.num_steps)
 
 
@@ -158,10 +158,6 @@ def _checked(level: Any, step: Any, stall: Any) -> dict[str, Any]:
     check_positive(step, name="step")
     check_positive(stall, name="stall", or_zero=True)
     return {"level": level, "step": step, "stall": stall}
-
-
-def _length(v: Array) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(v**2))
 
 
 def as_references(references: ArrayLike, x: Array) -> Array:

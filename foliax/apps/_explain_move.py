@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from foliax._inputs import dot
+from foliax import _lapack as lapack
+from foliax._inputs import dot, norm
 from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace, least_norm
 from foliax.foliation import contrast_jacobian
@@ -99,7 +100,7 @@ def _step(scene: Scene, state: State) -> State:
         wish = _fisher(scene, state.logits, space, aim)
     else:
         wish = _euclidean(scene, state.logits, k, space, aim)
-    size = _norm(wish)
+    size = norm(wish)
     scale = jnp.minimum(1, scene.step / jnp.where(size > 0, size, 1))
     part = _first_crossing(scene, x, scale * wish)
     moved = x + part.scale * scale * wish
@@ -159,7 +160,7 @@ def nearest(a: Float[Array, "c m"], lead: Float[Array, " c"]) -> Float[Array, " 
     def solved(active: Array) -> tuple[Array, Array]:
         both = active[:, None] & active[None, :]
         system = jnp.where(both, gram, eye)
-        multipliers = jnp.linalg.solve(system, jnp.where(active, -lead, 0))
+        multipliers = lapack.solve(system, jnp.where(active, -lead, 0))
         slack = dot(gram, multipliers) + lead
         return multipliers, jnp.where(active, multipliers < 0, slack < -tolerance)
 
@@ -215,7 +216,7 @@ def nearest_log_probabilities(log_p: Float[Array, " c"], to: Int[Array, ""]) -> 
 
 def separation(log_p: Float[Array, " c"], log_q: Float[Array, " c"]) -> Float[Array, ""]:
     """Return 2 arccos Σ√(p_i q_i) = 4 arcsin(‖√p − √q‖ / 2), without the loss near p = q."""
-    chord = _norm(jnp.exp(log_p / 2) - jnp.exp(log_q / 2))
+    chord = norm(jnp.exp(log_p / 2) - jnp.exp(log_q / 2))
     return 4 * jnp.arcsin(jnp.minimum(chord / 2, 2**-0.5))
 
 
@@ -250,7 +251,3 @@ def _first_crossing(scene: Scene, x: Array, step: Array) -> _Crossing:
     ends = (jnp.zeros((), x.dtype), jnp.ones((), x.dtype), whole)
     _, scale, logits = lax.fori_loop(0, jnp.where(crossed, halvings, 0), halve, ends)
     return _Crossing(scale, logits, crossed)
-
-
-def _norm(v: Float[Array, " n"]) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(v**2))

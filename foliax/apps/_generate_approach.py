@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._inputs import as_point, as_tangent, check_count, check_positive, dot
+from foliax._inputs import as_point, as_tangent, check_count, check_positive, dot, norm
 from foliax._types import Count, Model
 from foliax.apps._generate_scene import (
     LIKELIHOOD,
@@ -17,10 +17,8 @@ from foliax.apps._generate_scene import (
     as_stack,
     begin,
     capped,
-    lengths,
     make_scene,
     many,
-    norm,
     validated,
 )
 from foliax.path import Status
@@ -143,7 +141,7 @@ def _approached(
     return Motion(
         points.reshape(-1, *scene.shape),
         jnp.where(past, walk.p, p_label),
-        lengths(target - points),
+        norm(target - points, axis=1),
         walk.x.reshape(scene.shape),
         walk.least,
         walk.accepted,

@@ -13,6 +13,7 @@ from foliax._inputs import (
     check_count,
     check_key,
     check_positive,
+    norm,
     working_dtype,
 )
 from foliax._level_set import free_direction, onto_level_set
@@ -23,7 +24,6 @@ from foliax.apps._generate_scene import (
     Scene,
     as_stack,
     begin,
-    lengths,
     make_scene,
     many,
     validated,
@@ -128,7 +128,7 @@ def _diffused(scene: Scene, key: Array, scale: Array, num_steps: int, save_every
     return Motion(
         points.reshape(-1, *scene.shape),
         jnp.concatenate([p_start[None], p_label]),
-        lengths(points - start),
+        norm(points - start, axis=1),
         end.reshape(scene.shape),
         least,
         accepted,

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._inputs import as_point, check_count, is_traced, logits_struct, working_dtype
+from foliax._inputs import as_point, check_count, is_traced, logits_struct, norm, working_dtype
 from foliax._rewrite import logits_of
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
@@ -189,11 +189,3 @@ def validated(status: Array, number: Array) -> Int[Array, ""]:
 def capped(v: Float[Array, " n"], most: Float[Array, ""]) -> Float[Array, " n"]:
     length = norm(v)
     return v * jnp.minimum(1, most / jnp.where(length > 0, length, 1))
-
-
-def lengths(rows: Float[Array, "k n"]) -> Float[Array, " k"]:
-    return jnp.sqrt(jnp.sum(rows**2, axis=1))
-
-
-def norm(v: Float[Array, " n"]) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(v**2))

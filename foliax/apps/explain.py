@@ -27,6 +27,7 @@ from foliax._inputs import (
     check_count,
     check_positive,
     logits_struct,
+    norm,
     working_dtype,
 )
 from foliax._rewrite import logits_of
@@ -164,7 +165,7 @@ def _reached(
     return Reached(
         last.x.reshape(x.shape),
         last.logits,
-        jnp.sqrt(jnp.sum((last.x - start) ** 2)),
+        norm(last.x - start),
         last.length,
         separation(log_p, jax.nn.log_softmax(last.logits)),
         separation(log_p, nearest_log_probabilities(log_p, to)),
@@ -363,7 +364,7 @@ def rank_correlation(a: ArrayLike, b: ArrayLike, among: ArrayLike) -> Float[Arra
         return jnp.where(counts, ranks - (number - 1) / 2, 0)
 
     one, other = map(centred, both)
-    size = jnp.sqrt(jnp.sum(one**2) * jnp.sum(other**2))
+    size = norm(one) * norm(other)
     known = ~jnp.any(counts & (jnp.isnan(both[0]) | jnp.isnan(both[1])))
     return jnp.sum(one * other) / jnp.where((size > 0) & known, size, jnp.nan)
 

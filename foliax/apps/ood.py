@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._inputs import as_point, check_choice, check_count, check_positive, dot, is_traced
+from foliax._inputs import as_point, check_choice, check_count, check_positive, dot, is_traced, norm
 from foliax._row_space import RowSpace
 from foliax._types import Count, Model
 from foliax.apps._denoise_projection import as_references
@@ -243,14 +243,19 @@ def score(
     logits, k = contrast_jacobian(model, x, _LIKELIHOOD)
     a = _factor(logits, k)
     away = (x - references.points).reshape(len(references.points), -1).astype(k.dtype)
-    distance = _lengths(away)
-    at_reference = _lengths(jax.vmap(_outside)(references.frames, away))
+    distance = norm(away, axis=1)
+    space = RowSpace.of(k)
+
+    def rest(v: Array) -> Array:
+        return v - space.project_through(k, v)
+
+    at_reference = norm(jax.vmap(_outside)(references.frames, away), axis=1)
     found: dict[str, Any] = {
         "distance": distance,
         "kernel_at_reference": at_reference,
-        "kernel_at_x": _lengths(jax.vmap(_outside, (None, 0))(RowSpace.of(k).basis, away)),
+        "kernel_at_x": norm(jax.vmap(rest)(away), axis=1),
         "kernel_fraction": _over(at_reference, distance),
-        "metric_length": _lengths(dot(away, a.T)),
+        "metric_length": norm(dot(away, a.T), axis=1),
         "fisher_distance": _fisher_distance(_root(logits), references.roots),
         "residual": None,
         "residual_ratio": None,
@@ -352,17 +357,13 @@ def _outside(basis: Float[Array, "m n"], v: Float[Array, " n"]) -> Float[Array, 
     return v - dot(dot(basis, v), basis)
 
 
-def _lengths(rows: Float[Array, "k n"]) -> Float[Array, " k"]:
-    return jnp.sqrt(jnp.sum(rows**2, axis=1))
-
-
 def _over(part: Float[Array, " k"], whole: Float[Array, " k"]) -> Float[Array, " k"]:
     return jnp.where(whole == 0, 0, part / jnp.where(whole == 0, 1, whole))
 
 
 def _fisher_distance(root: Float[Array, " c"], roots: Float[Array, "k c"]) -> Float[Array, " k"]:
     # 2 arccos Σ√(pq) = 4 arcsin(‖√p − √q‖ / 2), without the loss of digits of arccos near 1.
-    return 4 * jnp.arcsin(jnp.minimum(_lengths(roots - root) / 2, 2**-0.5))
+    return 4 * jnp.arcsin(jnp.minimum(norm(roots - root, axis=1) / 2, 2**-0.5))
 
 
 def _reduced(values: Array | None, reduce: str) -> Any:
