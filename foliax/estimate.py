@@ -28,7 +28,7 @@ from foliax._no_derivative import refused
 from foliax._types import Count, Model
 from foliax.likelihood import Categorical, Likelihood
 
-__all__ = ["Estimate", "lanczos", "trace_estimate"]
+__all__ = ["Estimate", "trace_estimate"]
 
 
 class Estimate(NamedTuple):

@@ -327,7 +327,7 @@ def contrast_change(
     return jnp.where(alike, product, jnp.inf)
 
 
-def square_root(p: Float[Array, " c"]) -> Float[Array, " c"]:
+def square_root(p: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return √p, with derivative 0 at p = 0."""
     there = ~(p == 0)  # a NaN goes on
     return jnp.where(there, jnp.sqrt(jnp.where(there, p, 1)), 0)

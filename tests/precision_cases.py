@@ -14,7 +14,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 import foliax
-from foliax import equivariance, estimate, fisher, leaf, sharding
+from foliax import equivariance, fisher, leaf, sharding
 from foliax.apps import attack, denoise, explain, generate, ood, transfer
 from foliax.data_matrix import trace_and_rank
 from foliax.likelihood import Categorical
@@ -102,7 +102,6 @@ CALLS: dict[str, Call] = {
     "kl": lambda m, x: foliax.kl(m, x, V),
     "quadratic": lambda m, x: foliax.quadratic(m, x, V),
     "trace_estimate": lambda m, x: foliax.trace_estimate(m, x, KEY, num_samples=2),
-    "estimate.lanczos": lambda m, x: estimate.lanczos(m, x, 1, 2, Categorical()),
     "frame": foliax.frame,
     "dimension": foliax.dimension,
     "project_leaf": lambda m, x: foliax.project_leaf(m, x, V),

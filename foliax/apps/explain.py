@@ -350,8 +350,9 @@ def rank_correlation(a: ArrayLike, b: ArrayLike, among: ArrayLike) -> Float[Arra
 
     Example:
         >>> import jax.numpy as jnp
-        >>> float(rank_correlation(jnp.arange(3.0), jnp.array([5.0, 7.0, 9.0]), jnp.ones(3, bool)))
-        1.0
+        >>> r = rank_correlation(jnp.arange(3.0), jnp.array([5.0, 7.0, 9.0]), jnp.ones(3, bool))
+        >>> f"{r:.3f}"
+        '1.000'
     """
     *both, counts = _as_vectors(a=a, b=b, among=among)
     counts = counts.astype(bool)
