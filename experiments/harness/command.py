@@ -1,4 +1,4 @@
-"""The command line of the experiments on one network: what all are told, and what all write."""
+"""The command line of the experiments on one network: the options and the output of all."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import tyro
 
-from experiments.harness.common import Loaded, load, provenance, write_json
-from experiments.harness.report import write_report
+from experiments.harness.files import write_json
+from experiments.harness.networks import Loaded, load
+from experiments.harness.report import write_results
 from experiments.harness.run import running
 from foliax import zoo
 
@@ -41,7 +42,7 @@ class Command:
         start: Place of one start in the test set; None to draw starts by the seed.
         seed: Draws images, directions and noise.
         out: Output folder.
-        devices: How many devices share the walks; None for all that JAX sees.
+        devices: How many devices share the walks; None for all that JAX finds.
         quick: Few steps, to see that everything runs.
     """
 
@@ -80,17 +81,6 @@ class Command:
         return np.array([self.start])
 
 
-@dataclass(frozen=True)
-class PairCommand(Command):
-    """The same for walks toward a target.
-
-    Attributes:
-        end: Place of the target in the test set; None to draw it by the seed.
-    """
-
-    end: int | None = None
-
-
 Any_Command = TypeVar("Any_Command", bound=Command)
 
 
@@ -100,34 +90,33 @@ class Found:
 
     Attributes:
         loaded: The network and its data.
-        sections: Name of each claim, and what `_report.section` gave.
-        walks: What `_population.records` gave, by claim; every path point by point.
-        told: What a reader of the report has to know.
+        sections: Name of each claim, and what `report.section` gave.
+        walks: What `populations.records` gave, by claim; every path point by point.
+        note: What a reader of the report has to know.
         labelled: Whether the labels of the data are those that the network predicts.
     """
 
     loaded: Loaded
     sections: Mapping[str, Any]
     walks: Mapping[str, Any]
-    told: str = _SCHEMES
+    note: str = _SCHEMES
     labelled: bool = True
 
 
 def write(command: Command, found: Found, seconds: float, title: str) -> dict[str, Any]:
     """Write `results.json`, `paths.json`, `run.json` and the report; return the results."""
-    network, out = found.loaded, command.out
+    network = found.loaded
     options = {k: v for k, v in asdict(command).items() if k not in _WHERE}
-    results = {
-        "setting": options | setting(network, labelled=found.labelled),
-        "claims": {
-            name: {k: v for k, v in section.items() if k != "table"}
-            for name, section in found.sections.items()
-        },
-    }
-    write_report(out, title, [_intro(network, found.told)], found.sections)
-    write_json(out / "results.json", results)
-    write_json(out / "paths.json", found.walks)
-    write_json(out / "run.json", provenance(command.seed, {"all": round(seconds, 2)}))
+    intro = (
+        f"Measured on {network.dataset.name} with the network {network.network}. {found.note} All "
+        "numbers are in results.json, and those of every single image or path in paths.json."
+    )
+    results = write_results(
+        command.out, title, [intro], found.sections,
+        run={"seed": command.seed, "seconds": {"all": round(seconds, 2)}},
+        setting=options | setting(network, labelled=found.labelled),
+    )  # fmt: skip
+    write_json(command.out / "paths.json", found.walks)
     return results
 
 
@@ -140,13 +129,6 @@ def setting(network: Loaded, *, labelled: bool = True) -> dict[str, Any]:
         "num_test": len(data.test_x),
         "test_accuracy": zoo.accuracy(model, data.test_x, data.test_y) if labelled else None,
     }
-
-
-def _intro(network: Loaded, told: str) -> str:
-    return (
-        f"Measured on {network.dataset.name} with the network {network.network}. {told} All "
-        "numbers are in results.json, and those of every single image or path in paths.json."
-    )
 
 
 def main(
