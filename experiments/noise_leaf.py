@@ -212,9 +212,7 @@ def measure_command(options: Command) -> command.Found:
         for kind in _TARGETS
         for scheme, path in study.leaves(kind).items()
     }
-    return command.Found(
-        loaded, {"S7": found}, {"S7": records(walks, study.dataset, starts, ends)}
-    )
+    return command.Found(loaded, {"S7": found}, {"S7": records(walks, study.dataset, starts, ends)})
 
 
 if __name__ == "__main__":

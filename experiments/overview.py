@@ -44,42 +44,36 @@ class Config:
 
 def run(config: Config) -> Path:
     """Compose the picture and write it."""
-    left = int((_WIDTH - 3 * _MARGIN) * _LEFT)
-    right = _WIDTH - 3 * _MARGIN - left
-    columns = [
+    width = _WIDTH - 2 * _MARGIN
+    left = int((width - _MARGIN) * _LEFT)
+    upper = [
         column(
-            [
-                ("a  Trace and rank of G as a network learns", config.training),
-                (
-                    "b  An image, and what the network sees of it: eigenvectors of G",
-                    config.eigenvectors,
-                ),
-            ],
+            {
+                "a  Trace and rank of G as a network learns": config.training,
+                "b  An image and the leading eigenvectors of G at it": config.eigenvectors,
+            },
             left,
         ),
-        column([("c  A map of the leaf through an image", config.map)], right),
+        column({"c  A map of the leaf through an image": config.map}, width - _MARGIN - left),
     ]
-    whole = column(
-        [
-            (
-                "d  Across the leaves: noise comes, p stays (exact), or not (published)",
-                config.kernel,
-            ),
-            ("e  On the leaf, toward another image: as near as it comes", config.leaf),
-        ],
-        _WIDTH - 2 * _MARGIN,
+    lower = column(
+        {
+            "d  Across the leaves: noise comes, p stays (exact), or not (published)": config.kernel,
+            "e  On the leaf, toward another image: as near as it comes": config.leaf,
+        },
+        width,
     )
-    height = max(part.height for part in columns)
-    page = Image.new("RGB", (_WIDTH, height + whole.height + 3 * _MARGIN), style.PAPER)
-    page.paste(columns[0], (_MARGIN, _MARGIN))
-    page.paste(columns[1], (2 * _MARGIN + left, _MARGIN))
-    page.paste(whole, (_MARGIN, 2 * _MARGIN + height))
+    height = max(part.height for part in upper)
+    page = Image.new("RGB", (_WIDTH, height + lower.height + 3 * _MARGIN), style.PAPER)
+    page.paste(upper[0], (_MARGIN, _MARGIN))
+    page.paste(upper[1], (2 * _MARGIN + left, _MARGIN))
+    page.paste(lower, (_MARGIN, 2 * _MARGIN + height))
     return save(page, config.out)
 
 
-def column(parts: list[tuple[str, Path]], width: int) -> Image.Image:
+def column(parts: dict[str, Path], width: int) -> Image.Image:
     """Return pictures of one width below each other, each with its caption above."""
-    pictures = [(caption, fitted(path, width)) for caption, path in parts]
+    pictures = [(caption, fitted(path, width)) for caption, path in parts.items()]
     height = sum(_CAPTION + picture.height for _, picture in pictures)
     page = Image.new("RGB", (width, height + _MARGIN * (len(parts) - 1)), style.PAPER)
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 20)

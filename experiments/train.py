@@ -8,27 +8,21 @@ cost) and `report.html`. Stopped, even killed, it goes on where it was, and ends
 weights.
 """
 
-import dataclasses
-import math
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from flax import nnx
 
 from experiments import dynamics
-from experiments.harness.common import provenance, write_json
-from experiments.harness.report import write_report
+from experiments.harness.networks import build
+from experiments.harness.report import write_results
 from experiments.harness.run import mesh, running
-from experiments.rank_table import __main__ as rank_table
 from foliax import zoo
 
 _LOOSE_IMAGES = 100
 _OVERRIDES = (
     "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "track_per_epoch",
-    "trace_penalty",
 )  # fmt: skip
 
 
@@ -49,15 +43,9 @@ class Config:
         optimizer: How gradients become steps.
         schedule: How the rate changes.
         activation: Activation of the network.
-        trace_penalty: λ of a penalty λ · mean trace G in the loss.
         hidden: Widths of the hidden layers of "mlp".
         track_per_epoch: How often in an epoch trace and rank are measured.
         reference_size: On how many training images.
-        rule: How the partially trained checkpoint is chosen: the first at or after the peak of the
-            mean trace with enough accuracy, the first with enough accuracy, the most accurate, or
-            the epoch named by `chosen`.
-        min_accuracy: Enough accuracy.
-        chosen: The epoch, for the rule "epoch".
         seed: Seeds the initial weights and the order of the images.
         devices: How many devices share every batch, whose size is a multiple of it; None for all
             that JAX sees.
@@ -87,11 +75,7 @@ class Config:
     activation: Literal["relu", "gelu", "sigmoid"] = "relu"
     hidden: tuple[int, ...] = (48,)
     track_per_epoch: int | None = None
-    trace_penalty: float | None = None
     reference_size: int = 1000
-    rule: Literal["peak", "accuracy", "best", "epoch"] = "peak"
-    min_accuracy: float = 0.9
-    chosen: int | None = None
     seed: int = 0
     devices: int | None = 1
     out: Path = Path("out/train")
@@ -104,32 +88,7 @@ def training(config: Config) -> zoo.TrainConfig:
     preset = zoo.PRESETS[config.preset]
     if config.optimizer not in (None, preset.optimizer):  # momentum and decay were for the other
         settings |= {"momentum": None, "weight_decay": None}
-    return dataclasses.replace(
-        preset, **settings, seed=config.seed, reference_size=config.reference_size
-    )
-
-
-def network(config: Config, data: zoo.Dataset) -> nnx.Module:
-    """Return the network, with the initial weights of the seed.
-
-    Raises:
-        ValueError: If the network is not one for inputs of this shape.
-    """
-    classes, shape = data.num_classes, data.shape
-    match config.net:
-        case "mlp":
-            make = partial(zoo.MLP, (math.prod(shape), *config.hidden, classes))
-        case "cnn":
-            make = partial(zoo.CNN, shape, classes)
-        case "colour_cnn":
-            make = partial(zoo.colour_cnn, classes, shape=shape)
-        case "xor_net":
-            make = zoo.xor_net
-        case "circle_net":
-            make = partial(zoo.circle_net, classes)
-        case _:
-            make = partial(zoo.vgg, int(config.net.removeprefix("vgg")), classes, shape=shape)
-    return make(activation=config.activation, rngs=nnx.Rngs(config.seed))
+    return replace(preset, **settings, seed=config.seed, reference_size=config.reference_size)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -149,51 +108,35 @@ def run(config: Config) -> dict[str, Any]:
     if not settings.track_per_epoch:
         raise ValueError("track_per_epoch must be at least 1: trace and rank are what is drawn")
     data = zoo.load_dataset(config.dataset)
-    model = network(config, data)
+    model = build(
+        config.net, data, seed=config.seed, activation=config.activation, hidden=config.hidden
+    )
     seconds: dict[str, float] = {}
     _, history = zoo.train(model, data, settings, out=config.out, seconds=seconds, mesh=mesh())
-    judged = dynamics.Config(rule=config.rule, accuracy=config.min_accuracy, epoch=config.chosen)
-    choice = dynamics.choose(history, judged)
-    loose = _loose_ranks(data, history, config)
-    found = {"S2": dynamics.run(history, config.out, choice, judged, loose=loose)}
-    results = {
-        "setting": {
+    choice = dynamics.choose(history)
+    epochs = tuple(e for e in zoo.epochs(config.out) if e <= len(history.epoch_steps))
+    measured = dynamics.measure(config.out, dynamics.about_ten(epochs), data.test_x[:_LOOSE_IMAGES])
+    found = dynamics.run(history, config.out, choice, loose=dynamics.mean_loose_ranks(measured))
+    cost: dict[str, Any] = {"seed": config.seed, "seconds": seconds}
+    if seconds.get("steps"):  # nothing was trained where all was there already
+        cost["tracking_over_steps"] = seconds.get("tracking", 0.0) / seconds["steps"]
+    return write_results(
+        config.out,
+        f"Training {config.net} on {data.name}",
+        [_intro(config, settings, data, choice)],
+        {"S2": found},
+        run=cost,
+        setting={
             "dataset": data.name,
             "num_train": len(data.train_x),
             "num_test": len(data.test_x),
             "preset": config.preset,
             "training": settings.settings(),
-            "network": getattr(model, "config"),  # noqa: B009 (NNX modules declare no such thing)
+            "network": model.config,
         },
-        "choice": asdict(choice),
-        "history": history.to_dict(),
-        "claims": {name: {k: v for k, v in s.items() if k != "table"} for name, s in found.items()},
-    }
-    intro = [_intro(config, settings, data, choice)]
-    write_report(config.out, f"Training {config.net} on {data.name}", intro, found)
-    write_json(config.out / "results.json", results)
-    write_json(config.out / "run.json", {**provenance(config.seed, seconds), **_cost(seconds)})
-    return results
-
-
-def _loose_ranks(data: zoo.Dataset, history: zoo.History, config: Config) -> dict[int, float]:
-    """Return the mean rank of G at a loose tolerance, by epoch, for about ten checkpoints."""
-    last = len(history.epoch_steps)
-    sizes = rank_table.Config(num_images=_LOOSE_IMAGES)
-    epochs = sorted(range(last, 0, -max(1, last // 10)))
-    there = set(zoo.epochs(config.out))
-    return {
-        epoch: rank_table.mean_loose_rank(zoo.restore(config.out, epoch), data, sizes)
-        for epoch in epochs
-        if epoch in there
-    }
-
-
-def _cost(seconds: dict[str, float]) -> dict[str, float]:
-    """Return what the geometry cost beside the steps; nothing if all was there already."""
-    if not seconds.get("steps"):
-        return {}
-    return {"tracking_over_steps": seconds.get("tracking", 0.0) / seconds["steps"]}
+        choice=asdict(choice),
+        history=history.to_dict(),
+    )
 
 
 def _intro(
@@ -205,14 +148,13 @@ def _intro(
         f"{settings.epochs} epochs with {settings.optimizer} at a rate of "
         f"{settings.learning_rate:g} ({settings.schedule}) in batches of {settings.batch_size}, "
         f"seed {settings.seed}. Trace and rank of G were measured {settings.track_per_epoch} times "
-        f"an epoch on {images} training inputs. The partially trained checkpoint was chosen by the "
-        f"rule “{config.rule}”. {choice.reason}"
+        f"an epoch on {images} training inputs. {choice.reason}"
     )
 
 
 def main() -> None:
     """Run from the command line."""
-    config = tyro.cli(Config, description=__doc__)
+    config = tyro.cli(Config, prog="python -m experiments.train", description=__doc__)
     with running("train", config.out, devices=config.devices):
         results = run(config)
     print(results["choice"]["reason"])

@@ -105,7 +105,7 @@ def calibrate(
 
 
 def path_readings(paths: Any, dataset: Any, *, whole: bool) -> np.ndarray:
-    """Return the reading of every point of many paths, (paths, rows); `whole` counts flat ground."""
+    """Return the reading of every point, (paths, rows); `whole` counts flat ground."""
     read = whole_readings if whole else readings
     points = np.asarray(dataset.to_pixels(np.asarray(paths.points)))
     found = np.empty(points.shape[:2])

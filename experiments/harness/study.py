@@ -153,7 +153,7 @@ class Study:
         return {scheme: self.drift(scheme) for scheme in SCHEMES}
 
     def _drift(self, xs: Any, scheme: str, *, more: int = 0, steps: int | None = None) -> Any:
-        """Drift images, each in a fixed random direction of its own; `more` is added to the seed."""
+        """Drift images, each in a random direction of its own; `more` is added to the seed."""
         sizes = self.sizes
         directions = jax.random.normal(jax.random.key(sizes.seed + more), xs.shape, xs.dtype)
         return drifts(
