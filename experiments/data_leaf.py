@@ -23,7 +23,7 @@ from experiments.harness.outcomes import outcome, percent
 from experiments.harness.pictures import draw_distances, draw_walks
 from experiments.harness.populations import norms, predict, quartiles, records, statistics
 from experiments.harness.report import rows_of, section
-from experiments.harness.study import ARRIVAL, SCHEMES, STALL, Kind, Study, WalkCommand, places
+from experiments.harness.study import ARRIVAL, SCHEMES, Kind, Study, WalkCommand, places
 
 
 class Claim(NamedTuple):
@@ -94,16 +94,9 @@ def numbers_of(study: Study, path: Any, xs: Any, targets: Any) -> dict[str, Any]
 def run(
     study: Study, out: Path, claim: Claim = JOINED, models: Mapping[int, Any] | None = None
 ) -> dict[str, Any]:
-    """Walk a population of pairs and draw the median and the best pair.
+    """Walk a population of pairs, draw the median and the best pair, and return the section.
 
-    Args:
-        study: The network and its walks.
-        out: Folder for the pictures.
-        claim: What the walks are to show.
-        models: The classifier at other epochs, to see how the residual depends on training.
-
-    Returns:
-        The section of the report; see `report.section`.
+    `models` are the classifier at other epochs, to see how the residual depends on training.
     """
     kind, sizes = claim.kind, study.sizes
     xs, targets = study.pair(kind)
@@ -135,7 +128,19 @@ def run(
         claim=claim.text,
         verdict=_verdict(numbers),
         numbers=numbers,
-        pictures=_pictures(claim.stem),
+        pictures=[
+            (
+                f"{claim.stem}.png",
+                "The pair with the median residual, with both schemes, and the best pair; each row "
+                "ends with its target. Pixels outside [0, 1] are clipped for display only.",
+            ),
+            (f"{claim.stem}.gif", "The median pair, exact scheme."),
+            (
+                f"{claim.stem}_distances.png",
+                "Distance to the target by step, and the share of pairs whose closest point is at "
+                "most so far from it.",
+            ),
+        ],
         columns=("", *SCHEMES),
         rows=rows_of(SCHEMES, _ROWS),
     )
@@ -152,51 +157,19 @@ def _at_epoch(study: Study, kind: Kind) -> dict[str, Any]:
 
 def _verdict(numbers: dict[str, Any]) -> tuple[str, str]:
     exact, published = numbers["exact"], numbers["published"]
-    ended, residual = exact["ended"], exact["residual"]
-    share = ended["arrived"]
-
-    def both(*names: str) -> str:
-        found = []
-        for value in (exact, published):
-            for name in names:
-                value = value[name]
-            found.append(percent(value))
-        return f"{found[0]} (published: {found[1]})"
-
+    share, residual = exact["ended"]["arrived"], exact["residual"]
     text = (
-        f"Of {numbers['num_pairs']} pairs, {both('ended', 'arrived')} arrive within {ARRIVAL:g} of "
-        f"the target; {percent(ended['stalled'])} stall, where the leaf holds less than "
-        f"{percent(STALL)} of the direction, and {percent(ended['out_of_steps'])} run out of "
-        f"steps. At the closest point a median of {both('residual', 'median')} of the start "
-        f"distance remains ({percent(residual['least'])} to {percent(residual['largest'])}); a "
+        f"Of {numbers['num_pairs']} pairs, {percent(share)} arrive within {ARRIVAL:g} of the "
+        f"target (published: {percent(published['ended']['arrived'])}). At the closest point a "
+        f"median of {percent(residual['median'])} of the start distance remains, at least "
+        f"{percent(residual['least'])} (published: {percent(published['residual']['median'])}; a "
         "random flat leaf of the same dimension would leave "
-        f"{percent(numbers['flat_random_leaf'])}. The closest point has the label of the target "
-        f"in {both('label_of_target_reached')}. The noise stays within {exact['noise']['same']:g} "
-        f"of that of the start in {both('noise', 'share_kept')}, with flat ground counted in "
-        f"{both('noise_of_whole', 'share_kept')}."
+        f"{percent(numbers['flat_random_leaf'])}), and "
+        f"{percent(exact['label_of_target_reached'])} have the label of the target there."
     )
-    for epoch, found in numbers["by_epoch"].items():
-        text += f" At epoch {epoch} a median of {percent(found['residual']['median'])} remains."
     if share <= 0.01 and exact["label_of_target_reached"] > 0.5:
         text += " The leaf leads to the label of the target, not to its image."
     return outcome(share), text
-
-
-def _pictures(stem: str) -> list[tuple[str, str]]:
-    return [
-        (
-            f"{stem}.png",
-            "The pair whose residual is the median of the population, with both schemes, and the "
-            "best pair; each row ends with its target. Pixels outside [0, 1] are clipped for "
-            "display only.",
-        ),
-        (f"{stem}.gif", "The median pair, exact scheme."),
-        (
-            f"{stem}_distances.png",
-            "Distance to the target by step; and the share of pairs whose closest point is at most "
-            "so far from the target.",
-        ),
-    ]
 
 
 _ROWS = (

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import foliax
 from experiments.harness import command
 from experiments.harness.networks import Loaded, load
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
+from experiments.harness.outcomes import FAILS, HOLDS, IN_PART, percent
 from experiments.harness.pictures import quartile_curve
 from experiments.harness.populations import quartiles
 from experiments.harness.report import section
@@ -75,17 +75,10 @@ def run(
     loose: Mapping[int, float],
     measured: Mapping[int, Any] | None = None,
 ) -> dict[str, Any]:
-    """Draw the dynamics, and say whether the trace rises and falls.
+    """Draw the dynamics, and say whether the trace rises and falls; return the section.
 
-    Args:
-        history: The `foliax.zoo.History` of a training.
-        out: Folder for the picture.
-        choice: The checkpoint to mark.
-        loose: Mean rank of the test images at a loose tolerance, by epoch.
-        measured: What `measure` gave, to be drawn and reported beside the history.
-
-    Returns:
-        The section of the report; see `report.section`.
+    `loose` is the mean rank of the test images at a loose tolerance by epoch, and `measured` what
+    `measure` gave, to be drawn and reported beside the history.
     """
     values = list(loose.values())
     numbers = _numbers(history, choice)
@@ -151,24 +144,18 @@ def _numbers(history: zoo.History, choice: Choice) -> dict[str, Any]:
 
 
 def _verdict(numbers: dict[str, Any]) -> tuple[str, str]:
-    trace, rank, loose = numbers["trace"], numbers["rank"], numbers["loose_rank"]
-    ratio = numbers["last_over_peak"]
+    trace, rank, ratio = numbers["trace"], numbers["rank"], numbers["last_over_peak"]
     text = (
         f"Averaged over {numbers['window']} tracked steps, the mean trace goes from "
         f"{trace['first']:.3g} to a peak of {trace['peak']:.3g} at step {numbers['peak_step']} and "
-        f"ends at {trace['last']:.3g} ({100 * ratio:.3g} % of the peak) after {numbers['steps']} "
-        f"steps; the mean rank goes from {rank['first']:.3g} over {rank['peak']:.3g} to "
-        f"{rank['last']:.3g}. Counted above 1 % of the largest eigenvalue, it goes from "
-        f"{loose['first']:.3g} to {loose['last']:.3g}. "
+        f"ends at {trace['last']:.3g} ({percent(ratio)} of the peak) after {numbers['steps']}; the "
+        f"mean rank goes from {rank['first']:.3g} to {rank['last']:.3g}. "
     )
     if trace["peak"] <= trace["first"]:
         return FAILS, text + "The trace does not rise from its first value."
     if ratio < _FALL:
         return HOLDS, text + "The trace rises and falls, as the slides show."
-    return IN_PART, text + (
-        f"The trace rises; by the end of this training it has fallen by less than "
-        f"{100 * (1 - _FALL):.3g} %."
-    )
+    return IN_PART, text + f"The trace rises, and has fallen by less than {percent(1 - _FALL)}."
 
 
 # --- test images by epoch -----------------------------------------------------------------------

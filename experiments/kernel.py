@@ -59,16 +59,7 @@ def numbers_of(path: Any, labels: Any, dataset: Any) -> dict[str, Any]:
 
 
 def run(study: Study, out: Path, *, show_every: int = 125) -> dict[str, Any]:
-    """Drift a population along the kernel; draw the strip of the slides.
-
-    Args:
-        study: The network and its drifts.
-        out: Folder for the pictures.
-        show_every: Steps between the pictures of the strip.
-
-    Returns:
-        The section of the report; see `report.section`.
-    """
+    """Drift a population along the kernel, draw the strip of the slides; return the section."""
     rows = strip_rows(study.sizes, show_every)
     paths, names = study.drifted(), study.dataset.class_names
     labels = np.asarray(predict(study.model, study.origins())[0])
@@ -150,24 +141,19 @@ def _draw(study: Study, exact: Any, published: Any, rows: np.ndarray, out: Path)
 
 def _verdict(numbers: dict[str, Any]) -> tuple[str, str]:
     exact, published = numbers["exact"], numbers["published"]
-    moved = [
-        f"{each['drift_of_p']['largest']:.2g} (median {each['drift_of_p']['median']:.2g})"
-        for each in (exact, published)
-    ]
-    text = (
-        f"Of {numbers['num_images']} images, {percent(exact['label_kept'])} keep their label along "
-        f"the whole path with the exact scheme, {percent(published['label_kept'])} with the "
-        f"published one. The probabilities move by at most {moved[0]} and {moved[1]}. The paths "
-        f"add a median of {exact['added_rms_pixels']['median']:.2g} of the pixel range (root mean "
-        f"square), and the estimate of noise goes from {exact['noise']['start']['median']:.2g} to "
-        f"{exact['noise']['end']['median']:.2g} and {published['noise']['end']['median']:.2g}; "
-        "within the pixel box they come no further after a median of "
-        f"{exact['settled_at_step']['median']:.0f} and "
-        f"{published['settled_at_step']['median']:.0f} steps."
+    kept, changes, noisy = (
+        (exact[name], published[name]) for name in ("label_kept", "drift_of_p", "noise")
     )
-    if exact["label_kept"] > published["label_kept"]:
+    text = (
+        f"Of {numbers['num_images']} images, {percent(kept[0])} keep their label along the whole "
+        f"path with the exact scheme, {percent(kept[1])} with the published one. The probabilities "
+        f"move by at most {changes[0]['largest']:.2g} and {changes[1]['largest']:.2g}, while the "
+        f"estimate of noise goes from {noisy[0]['start']['median']:.2g} to "
+        f"{noisy[0]['end']['median']:.2g} and {noisy[1]['end']['median']:.2g} of the pixel range."
+    )
+    if kept[0] > kept[1]:
         text += " What loses labels is the published step (Euler, then clipped), not the kernel."
-    return outcome(exact["label_kept"]), text
+    return outcome(kept[0]), text
 
 
 _ROWS = (

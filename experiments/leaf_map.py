@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.metrics import pairwise_distances_argmin
 
 import foliax
 from experiments.harness import command
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART, percent
+from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
 from experiments.harness.populations import drifts, norms, predict, quartiles
 from experiments.harness.report import section
 from foliax import viz
@@ -83,18 +84,9 @@ def survey(model: Any, dataset: Any, x: Any, vectors: Any, half: int, spacing: f
 def run(
     model: Any, dataset: Any, out: Path, xs: Any, *, half: int, spacing: float
 ) -> tuple[dict[str, Any], list[Map]]:
-    """Survey the leaf around images, and draw the first.
+    """Survey the leaf around images, and draw the first; return the section and the maps.
 
-    Args:
-        model: The classifier.
-        dataset: Its data.
-        out: Folder for the pictures.
-        xs: The images.
-        half: Images on each side of the start, in both directions.
-        spacing: Length between neighbours, normalised units.
-
-    Returns:
-        The section of the report (see `report.section`), and the maps.
+    The maps have `half` images on each side of the start, so far apart, in both directions.
     """
     values, vectors = (np.asarray(part) for part in leading(model, xs))
     vectors = np.stack([directions(each) for each in vectors])
@@ -176,11 +168,7 @@ def _nearest(points: np.ndarray, dataset: Any) -> np.ndarray:
     """Return the distance of each point to the nearest training image."""
     train = np.asarray(dataset.train_x).reshape(len(dataset.train_x), -1)
     points = points.reshape(len(points), -1)
-    squares = (train**2).sum(axis=1)
-    index = np.concatenate(
-        [np.argmin(squares - 2 * part @ train.T, axis=1) for part in np.array_split(points, 16)]
-    )
-    return norms(points - train[index])
+    return norms(points - train[pairwise_distances_argmin(points, train)])
 
 
 def _draw(
@@ -226,11 +214,8 @@ def _verdict(numbers: dict[str, Any], side: int, spacing: float) -> tuple[str, s
     met, growth = numbers["labels_met"], numbers["nearest_at_edge_over_start"]["median"]
     text = (
         f"In {numbers['num_images']} maps of {side} by {side} images, {spacing:g} apart, the leaf "
-        f"shows a median of {met['median']:.3g} labels ({met['least']:.0f} to "
-        f"{met['largest']:.0f}), and {percent(numbers['share_of_own_label']['median'])} of a map "
-        "has the label of its start. The two directions carry a median of "
-        f"{percent(numbers['two_of_trace']['median'])} of the trace of G. At the edge, the nearest "
-        f"training image is {growth:.3g} times as far as it is from the start (median). "
+        f"shows a median of {met['median']:.3g} labels. At the edge, the nearest training image is "
+        f"{growth:.3g} times as far as it is from the start (median). "
     )
     if growth <= 1 + _NEARER:
         return HOLDS, text + "What the leaf shows is as near to the data as a test image is."

@@ -60,14 +60,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train or load, measure all claims, write everything.
-
-    Args:
-        config: What to reproduce.
-
-    Returns:
-        What results.json holds.
-    """
+    """Train or load, measure all claims, write everything; return what results.json holds."""
     seconds: dict[str, float] = {}
     bar = tqdm(total=8, desc="reproduce", unit="stage", dynamic_ncols=True)
 

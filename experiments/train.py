@@ -92,18 +92,7 @@ def training(config: Config) -> zoo.TrainConfig:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train, choose a checkpoint, draw and write.
-
-    Args:
-        config: What to do.
-
-    Returns:
-        What results.json holds.
-
-    Raises:
-        ValueError: If the parts do not fit each other, or the folder holds another training.
-        FileNotFoundError: If the data set is not prepared.
-    """
+    """Train, choose a checkpoint, draw and write; return what results.json holds."""
     settings = training(config)
     if not settings.track_per_epoch:
         raise ValueError("track_per_epoch must be at least 1: trace and rank are what is drawn")

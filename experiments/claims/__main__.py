@@ -13,11 +13,11 @@ done, under `cells`, and not measured again: stopped, the command goes on where 
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -96,70 +96,45 @@ class Config:
         return Study(loaded.model, data, sizes)
 
 
-class Source(NamedTuple):
-    """Where a network comes from.
-
-    Attributes:
-        key: Names it, and the folder of its cells.
-        where: What `networks.load` takes.
-    """
-
-    key: str
-    where: dict[str, Any]
-
-
-def sources(config: Config) -> list[Source]:
-    """Return the networks that are named, one for each epoch.
+def sources(config: Config) -> dict[str, dict[str, Any]]:
+    """Return what `networks.load` takes for the networks that are named, one for each epoch.
 
     Raises:
         ValueError: If two have the same name.
         FileNotFoundError: If a folder holds no checkpoint.
     """
     found = [source for name in config.networks for source in _parse(name, config.dataset)]
-    keys = [source.key for source in found]
+    keys = [key for key, _ in found]
     twice = {key for key in keys if keys.count(key) > 1}
     if twice:
         raise ValueError(f"networks must have different names, got twice: {sorted(twice)}")
-    return found
+    return dict(found)
 
 
-def _parse(name: str, dataset: str) -> Iterator[Source]:
+def _parse(name: str, dataset: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return names of networks, which are those of their cells' folders, and where each is."""
     if name == "digits_mlp":
-        yield Source(name, {"dataset": "digits"})
-        return
+        return [(name, {"dataset": "digits"})]
     place, _, wanted = name.partition("@")
     path = Path(place)
     if path.suffix in (".npz", ".pt", ".pth"):
-        yield Source(path.stem, {"dataset": dataset, "weights": path})
-        return
-    there = zoo.epochs(path)
+        return [(path.stem, {"dataset": dataset, "weights": path})]
     if not re.fullmatch(r"all|(\d+(,\d+)*)?", wanted):
         raise ValueError(f"epochs must be as in FOLDER@1,3 or FOLDER@all, got {name!r}")
-    if wanted == "all":
-        epochs = there
-    else:
-        epochs = [int(epoch) for epoch in wanted.split(",")] if wanted else there[-1:]
-    for epoch in epochs:
-        yield Source(f"{training_name(path)}-{epoch}", {"checkpoint": path, "epoch": epoch})
+    there = list(zoo.epochs(path))
+    named = [int(epoch) for epoch in re.findall(r"\d+", wanted)]
+    return [
+        (f"{training_name(path)}-{epoch}", {"checkpoint": path, "epoch": epoch})
+        for epoch in named or (there if wanted == "all" else there[-1:])
+    ]
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measure what is not measured yet, and write everything.
-
-    Args:
-        config: What to do.
-
-    Returns:
-        What results.json holds.
-
-    Raises:
-        ValueError: If a network is not what it should be.
-        FileNotFoundError: If it does not exist, or its data set is not prepared.
-    """
+    """Measure what is not measured yet, write everything, and return what results.json holds."""
     begun = time.perf_counter()
     named = sources(config)
     bar = tqdm(total=len(named) * len(config.claims), desc="claims", dynamic_ncols=True)
-    networks = {source.key: _network(source, config, bar) for source in named}
+    networks = {key: _network(key, load(**where), config, bar) for key, where in named.items()}
     bar.close()
     results = plain({"setting": config.setting() | {"claims": config.claims}, "networks": networks})
     write_text(config.out / "table.md", table.markdown(results["networks"], config.claims) + "\n")
@@ -173,14 +148,13 @@ def _spent(name: str, begun: float) -> dict[str, float]:
     return {name: round(time.perf_counter() - begun, 2)}
 
 
-def _network(source: Source, config: Config, bar: Any) -> dict[str, Any]:
+def _network(key: str, loaded: Loaded, config: Config, bar: Any) -> dict[str, Any]:
     """Return all cells of a network, measured or read, and write its report."""
-    folder = config.out / "cells" / source.key
-    loaded = load(**source.where)
+    folder = config.out / "cells" / key
     setting = plain(config.setting() | command.setting(loaded))
     study, sections = config.study(loaded), {}
     for claim in config.claims:
-        bar.set_description(f"{source.key} {claim}")
+        bar.set_description(f"{key} {claim}")
         found = _read(folder / f"{claim}.json", setting)
         if found is None:
             begun = time.perf_counter()
@@ -191,7 +165,7 @@ def _network(source: Source, config: Config, bar: Any) -> dict[str, Any]:
         sections[claim] = found
         bar.update()
     intro = [f"{loaded.network} on {loaded.dataset.name}, {config.pairs} pairs."]
-    write_report(folder, f"Claims, {source.key}", intro, sections)
+    write_report(folder, f"Claims, {key}", intro, sections)
     return {"setting": setting, "claims": without_tables(sections)}
 
 
