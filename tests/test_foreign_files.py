@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 import foliax
 from experiments import data_leaf, train
-from experiments.harness import command as _command
+from experiments.harness.study import places
 from foliax import zoo
 from foliax.zoo import checkpoints
 from foliax.zoo.data import preparing
@@ -457,9 +457,7 @@ def command(monkeypatch, main, *arguments):
     main()
 
 
-WALKS = partial(
-    _command.main, data_leaf.Command, data_leaf.measure_command, name="walks", description=None
-)
+WALKS = partial(main, data_leaf.Command, data_leaf.measure_command, name="walks", description=None)
 
 
 @pytest.mark.parametrize(
@@ -499,7 +497,7 @@ def test_any_command_line_is_read_or_refused(arguments):
             found = tyro.cli(data_leaf.Command, args=arguments)
         except SystemExit:  # help, or not to be read
             return
-    _, refusal = attempt(lambda: data_leaf.places(zoo.load_digits(), found.config()))
+    _, refusal = attempt(lambda: places(zoo.load_digits(), found.sizes()))
     assert refusal is None or "must" in refusal or "name one pair" in refusal, refusal
 
 
