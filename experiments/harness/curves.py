@@ -17,9 +17,6 @@ _NEWTON_STEPS = 40
 Way = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-# --- networks ----------------------------------------------------------------------------------
-
-
 def train(model: Any, xs: Any, ys: Any, epochs: int) -> tuple[Any, float]:
     """Return the network after so many full-batch steps of Adam, and its accuracy."""
     optimizer = optax.adam(0.02)
@@ -56,9 +53,6 @@ def lattice(side: int, edge: float, axes: int = 2) -> np.ndarray:
     return np.stack([each.ravel() for each in reversed(grid)], axis=1)
 
 
-# --- curves ------------------------------------------------------------------------------------
-
-
 def follow(
     model: Any,
     seeds: Any,
@@ -83,12 +77,11 @@ def follow(
         pieces: Drifts a side.
         piece_steps: Steps of a drift.
         step: Length of a step.
-        way: Gives the directions to go on in, of the points and of the last steps there; None to
-            go on in those of the last steps.
+        way: From points and the last steps there to the directions to go on in; None for those of
+            the last steps.
 
     Returns:
-        Curves (2N, points, n), where i and i + N are the two sides of a seed, and the logits on
-        them.
+        Curves (2N, points, n), sides of a seed at i and i + N, and the logits on them.
     """
     xs, ways = np.concatenate([seeds, seeds]), np.concatenate([directions, -directions])
     points, logits, ended = [], [], np.zeros(len(xs), bool)
@@ -143,9 +136,6 @@ def changes(logits: Any) -> np.ndarray:
     """Return the largest change of a probability along each curve."""
     p = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
     return np.abs(p - p[:, :1]).max(axis=(1, 2))
-
-
-# --- where D loses a dimension -------------------------------------------------------------------
 
 
 @jax.jit

@@ -38,13 +38,8 @@ def load(
 ) -> Loaded:
     """Return a trained network with its data.
 
-    Args:
-        dataset: Name of the data set; None for that of the checkpoint, and for digits without one.
-        checkpoint: Folder of a training to take the network from.
-        epoch: Which of its epochs; None for the newest.
-        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint;
-            colour images are then normalised as the papers' code does. With neither, digits take
-            the network that comes with foliax.
+    The options are those of `command.Command`. With weights, colour images are normalised as the
+    papers' code does; with neither weights nor checkpoint, digits take the network of foliax.
 
     Raises:
         ValueError: If there is no network for the data set, or two, or it is one for another.
@@ -119,14 +114,7 @@ def build(
     activation: str = "relu",
     hidden: tuple[int, ...] = (48,),
 ) -> Any:
-    """Return an untrained network for a data set.
-
-    Args:
-        name: "mlp", "cnn", "colour_cnn", "xor_net", "circle_net" or "vgg11", "vgg13", ….
-        dataset: Gives the shape of the input and the number of classes.
-        seed: Of the initial weights.
-        activation: Its activation.
-        hidden: Widths of the hidden layers of "mlp".
+    """Return an untrained network of a name for a data set; `hidden` are the widths of "mlp".
 
     Raises:
         ValueError: If the network is not one for inputs of this shape.

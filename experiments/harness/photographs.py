@@ -32,16 +32,7 @@ def photographs(
     """Return random cuts of the photographs, labelled by which photograph they are of.
 
     Training and test images are cut from different parts of each photograph, about equally many
-    of each.
-
-    Args:
-        num_train: Training images.
-        num_test: Test images.
-        seed: Of the cuts.
-        papers: Normalise as the papers' code does, in place of by the training images.
-
-    Returns:
-        The data set "photographs".
+    of each. They are normalised by the training images, or as the `papers`' code does.
     """
     from skimage import data  # slow to import
 

@@ -60,9 +60,6 @@ def norms(vectors: Any) -> np.ndarray:
     return np.linalg.norm(vectors.reshape(len(vectors), -1), axis=1)
 
 
-# --- summaries ---------------------------------------------------------------------------------
-
-
 def quartiles(values: Any) -> dict[str, float]:
     """Return least, quartiles and largest of the finite values."""
     values = np.asarray(values, dtype=np.float64).ravel()
@@ -116,9 +113,6 @@ def box_excess(path: Any, dataset: Any) -> np.ndarray:
     return outside.reshape(len(outside), -1).max(axis=1)
 
 
-# --- point by point ----------------------------------------------------------------------------
-
-
 def records(
     paths: Mapping[str, Any],
     dataset: Any,
@@ -127,16 +121,9 @@ def records(
 ) -> list[dict[str, Any]]:
     """Return every path point by point: label, probability, distance, drift of p and noise.
 
-    Noise is read twice, see `noise`: flat ground left out, and of the whole image.
-
-    Args:
-        paths: A population for each name, from the same starts.
-        dataset: Their data.
-        starts: Places of the starts in the test set.
-        ends: Places of the targets; None where there are none.
-
-    Returns:
-        One entry a path; its lists have an entry for each point kept up to the end.
+    `paths` has populations by name, from the same places of the test set to the same `ends`, and
+    noise is read twice: flat ground left out, and of the whole image. The lists of a path have an
+    entry for each point kept up to its end.
     """
     found = []
     for name, population in paths.items():

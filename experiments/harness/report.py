@@ -45,7 +45,7 @@ def section(
     columns: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """Put together what an experiment found.
+    """Put together what an experiment found; everything but `table` belongs in results.json.
 
     Args:
         title: Heading.
@@ -55,9 +55,6 @@ def section(
         pictures: File names and captions.
         columns: Header of the table, the first for the row labels.
         rows: Each a label and the dotted paths of its numbers; an empty path leaves a gap.
-
-    Returns:
-        A dictionary; everything but `table` belongs in results.json.
     """
     return {
         "title": title,
@@ -102,13 +99,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the report, results.json and run.json; return the results.
 
-    Args:
-        folder: The output folder.
-        title: Heading of the report.
-        intro: Its paragraphs before the first section.
-        sections: Name of each claim, and what `section` gave.
-        run: The seed, the seconds, and what else run.json says.
-        **more: What results.json holds besides the claims.
+    `run` holds the seed, the seconds, and what else run.json says, and `more` what results.json
+    holds besides the claims.
     """
     results = {**more, "claims": without_tables(sections)}
     write_report(folder, title, intro, sections)

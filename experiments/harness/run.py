@@ -111,17 +111,7 @@ def in_parts(fn: Any, model: Any, *stacked: Any, rows: int = 1) -> Any:
 
 
 def sweep(fn: Any, model: Any, inputs: Any, **options: Any) -> Any:
-    """Run `foliax.sweep` over the devices of the run, and keep what is done until the run ends.
-
-    Args:
-        fn: As there.
-        model: As there.
-        inputs: As there.
-        **options: As there, without `out` and `mesh`.
-
-    Returns:
-        What it returns, in memory.
-    """
+    """Run `foliax.sweep` over the devices of the run, and keep what is done until the run ends."""
     folder = _folder(fn, model, inputs, options)
     run = partial(foliax.sweep, fn, model, inputs, mesh=mesh(), **options)
     try:

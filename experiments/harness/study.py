@@ -59,10 +59,6 @@ def places(dataset: Any, sizes: Sizes, *, mirrored: bool = False) -> tuple[Any, 
     """Draw the places of starts and targets in the test set, no place twice.
 
     With `mirrored`, targets are of classes that leave the data set when mirrored.
-
-    Raises:
-        ValueError: If there are too few test images or no pairs, or places are given for more
-            than one pair, or one place twice.
     """
     given = {"start": sizes.start, "end": sizes.end}
     given = {name: place for name, place in given.items() if place is not None}
@@ -115,9 +111,8 @@ class Study:
     def pair(self, kind: Kind = "test") -> tuple[np.ndarray, np.ndarray]:
         """Return the images that walks start from and go to.
 
-        Args:
-            kind: "test" for two test images; "mirrored" where the targets are mirrored; "noisy"
-                for two noisy images; "clean" from a noisy image to a test image.
+        That are two test images, one and a "mirrored" one, two "noisy" ones, or, of the kind
+        "clean", a noisy and a test image.
         """
         if kind in ("noisy", "clean"):
             starts, targets = self.once("noisy", self._noisy)

@@ -39,15 +39,9 @@ class Trained:
 def obtain(
     dataset: str, *, epochs: int, learning_rate: float, seed: int, out: Path, checkpoint: str
 ) -> Trained:
-    """Return the training in `checkpoint`, or with "auto" that in `out`, made if need be.
+    """Return the training in the folder `checkpoint`, or with "auto" that in `out`.
 
-    Args:
-        dataset: Name of the data set.
-        epochs: How long to train a small dense network.
-        learning_rate: Of plain SGD.
-        seed: Of the training.
-        out: Where checkpoints go.
-        checkpoint: "auto", or the folder of an earlier training, which is left as it is.
+    The latter is made, or continued, if need be: a small dense network by plain SGD.
 
     Raises:
         ValueError: If the earlier training was on another data set.
