@@ -12,7 +12,7 @@ and `report.html`.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +35,8 @@ _LOOSE, _LOOSE_NAME = 1e-2, "mean rank above 1 %"
 _MEASURED = ("trace", "rank", "loose_rank", "probability")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A partially trained checkpoint, and why it.
-
-    Attributes:
-        epoch: Epoch of the checkpoint, counted from 1.
-        step: Optimisation step at its end.
-        reason: The rule in words, with its numbers.
-    """
+class Choice(NamedTuple):
+    """A partially trained checkpoint: its epoch, the step at its end, and the rule in words."""
 
     epoch: int
     step: int
@@ -51,10 +44,9 @@ class Choice:
 
 
 def choose(history: zoo.History, epoch: int | None = None) -> Choice:
-    """Choose the partially trained checkpoint: the epoch that is named, or by its trace.
+    """Choose the epoch that is named, or the first accurate one at or after the peak of the trace.
 
-    That is the first at or after the peak of the mean trace with enough accuracy. A training too
-    short for the rule gives its most accurate epoch, and the reason says so.
+    A training too short for that gives its most accurate epoch, and the reason says so.
     """
     rule = "peak" if epoch is None else "epoch"
     try:

@@ -13,7 +13,7 @@ of every map), `run.json` and `report.html`.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,36 +31,25 @@ _STEP = 0.1  # length of a step, normalised units
 _NEARER = 0.1  # growth of the distance to the nearest training image that is still near the data
 
 
-class Map(NamedTuple):
-    """The map around one image; rows go along the second direction, columns along the first.
-
-    Attributes:
-        points: (rows, columns, H, W, channels), normalised.
-        labels: (rows, columns) predicted.
-        probabilities: (rows, columns) of the predicted labels.
-    """
-
-    points: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-
-
 @jax.jit
-def leading(model: Any, xs: Any) -> foliax.Eigen:
-    """Return all C - 1 eigenpairs of G at every image."""
+def _eigenpairs(model: Any, xs: Any) -> foliax.Eigen:
     return jax.lax.map(lambda x: foliax.eigh(model, x), jnp.asarray(xs))
 
 
-def directions(vectors: Any) -> np.ndarray:
-    """Return eigenvectors with the sign that makes their largest entry positive."""
-    vectors = np.asarray(vectors)
-    flat = vectors.reshape(len(vectors), -1)
-    largest = np.take_along_axis(flat, np.abs(flat).argmax(axis=1)[:, None], axis=1)[:, 0]
-    return vectors * np.sign(largest).reshape(-1, *(1,) * (vectors.ndim - 1))
+def eigenpairs(model: Any, xs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return all C − 1 eigenpairs of G at every image; largest entries of vectors are positive."""
+    values, vectors = (np.asarray(part) for part in _eigenpairs(model, xs))
+    flat = vectors.reshape(*vectors.shape[:2], -1)
+    largest = np.take_along_axis(flat, np.abs(flat).argmax(axis=2, keepdims=True), axis=2)
+    return values, (flat * np.sign(largest)).reshape(vectors.shape)
 
 
-def survey(model: Any, dataset: Any, x: Any, vectors: Any, half: int, spacing: float) -> Map:
-    """Go from an image both ways along the first direction, and from there along the second."""
+def survey(model: Any, dataset: Any, x: Any, vectors: Any, half: int, spacing: float) -> np.ndarray:
+    """Return a map of the leaf around an image, (rows, columns, H, W, channels).
+
+    It goes both ways along the first direction, which are its columns, and from there along the
+    second one, which goes up.
+    """
     every = max(1, round(spacing / _STEP))
 
     def both_ways(xs: Any, vector: Any) -> np.ndarray:
@@ -75,24 +64,28 @@ def survey(model: Any, dataset: Any, x: Any, vectors: Any, half: int, spacing: f
         return np.concatenate([back[:, :0:-1], forth], axis=1)
 
     (across,) = both_ways(np.asarray(x)[None], vectors[0])
-    points = np.swapaxes(both_ways(across, vectors[1]), 0, 1)[::-1]  # the second goes up
-    labels, p = (np.asarray(a) for a in predict(model, points.reshape(-1, *points.shape[2:])))
-    side = points.shape[:2]
-    return Map(points, labels.reshape(side), p.reshape(side))
+    return np.swapaxes(both_ways(across, vectors[1]), 0, 1)[::-1]
 
 
 def run(
     model: Any, dataset: Any, out: Path, xs: Any, *, half: int, spacing: float
-) -> tuple[dict[str, Any], list[Map]]:
-    """Survey the leaf around images, and draw the first; return the section and the maps.
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Survey the leaf around images, and draw the first; return the section and every label and p.
 
     The maps have `half` images on each side of the start, so far apart, in both directions.
     """
-    values, vectors = (np.asarray(part) for part in leading(model, xs))
-    vectors = np.stack([directions(each) for each in vectors])
-    maps = [survey(model, dataset, x, v, half, spacing) for x, v in zip(xs, vectors, strict=True)]
-    numbers = _numbers(maps, values, dataset)
-    _draw(dataset, maps[0], values[0], vectors[0], xs[0], out)
+    values, vectors = eigenpairs(model, xs)
+    points = np.stack(
+        [survey(model, dataset, x, v, half, spacing) for x, v in zip(xs, vectors, strict=True)]
+    )
+    labels, p = (
+        np.asarray(each).reshape(points.shape[:3])
+        for each in predict(model, points.reshape(-1, *points.shape[3:]))
+    )
+    numbers = _numbers(points, labels, p, values, dataset)
+    _draw_map(dataset, points[0], labels[0], p[0], out / "leaf_map.png")
+    own = dataset.class_names[labels[0, half, half]]
+    _draw_eigenvectors(dataset, xs[0], values[0], vectors[0], own, out / "eigenvectors.png")
     viz.spectrum(
         values,
         out / "spectrum.png",
@@ -128,7 +121,7 @@ def run(
         columns=("", *names),
         rows=[(label, *(f"{path}.{name}" for name in names)) for label, path in _ROWS],
     )
-    return found, maps
+    return found, labels, p
 
 
 _ROWS = (
@@ -142,8 +135,7 @@ _ROWS = (
 )
 
 
-def _numbers(maps: list[Map], values: np.ndarray, dataset: Any) -> dict[str, Any]:
-    points, labels, probabilities = (np.stack(parts) for parts in zip(*maps, strict=True))
+def _numbers(points: Any, labels: Any, p: Any, values: Any, dataset: Any) -> dict[str, Any]:
     middle = labels.shape[1] // 2
     own = labels[:, middle, middle]
     nearest = _nearest(points.reshape(-1, *points.shape[3:]), dataset).reshape(labels.shape)
@@ -151,10 +143,10 @@ def _numbers(maps: list[Map], values: np.ndarray, dataset: Any) -> dict[str, Any
     edge = np.ones(growth.shape[1:], bool)
     edge[1:-1, 1:-1] = False
     return {
-        "num_images": len(maps),
+        "num_images": len(points),
         "labels_met": quartiles([len(np.unique(each)) for each in labels]),
         "share_of_own_label": quartiles((labels == own[:, None, None]).mean(axis=(1, 2))),
-        "probability": quartiles(probabilities),
+        "probability": quartiles(p),
         "nearest_training_image": quartiles(nearest),
         "nearest_at_start": quartiles(nearest[:, middle, middle]),
         "nearest_over_start": quartiles(growth),
@@ -171,29 +163,32 @@ def _nearest(points: np.ndarray, dataset: Any) -> np.ndarray:
     return norms(points - train[pairwise_distances_argmin(points, train)])
 
 
-def _draw(
-    dataset: Any, found: Map, values: np.ndarray, vectors: np.ndarray, x: Any, out: Path
-) -> None:
-    middle = len(found.labels) // 2
-    own = dataset.class_names[found.labels[middle, middle]]
+def _draw_map(dataset: Any, points: Any, labels: Any, p: Any, file: Path) -> None:
+    middle = len(labels) // 2
+    own = dataset.class_names[labels[middle, middle]]
     viz.leaf_map(
-        np.asarray(dataset.to_pixels(found.points)),
-        found.labels,
-        found.probabilities,
-        out / "leaf_map.png",
+        np.asarray(dataset.to_pixels(points)),
+        labels,
+        p,
+        file,
         class_names=dataset.class_names,
         x_label="first eigenvector of G",
         y_label="second eigenvector",
         title=f"The leaf through an image of {dataset.name}, labelled {own}",
         mark=(middle, middle),
     )
+
+
+def _draw_eigenvectors(
+    dataset: Any, x: Any, values: np.ndarray, vectors: np.ndarray, label: str, file: Path
+) -> None:
     picture = np.clip(np.asarray(dataset.to_pixels(np.asarray(x)[None])), 0, 1)
     picture = np.broadcast_to(picture, (*picture.shape[:-1], 3))
-    texts = [f"label {own}\n"] + [
+    texts = [f"label {label}\n"] + [
         f"eigenvalue {value:.2g}\n{f'{share:.2g} %' if share > 1e-2 else '< 0.01 %'} of trace"
         for value, share in zip(values, 100 * values / values.sum(), strict=True)
     ]
-    viz.strip(np.concatenate([picture, viz.signed(vectors)]), texts, out / "eigenvectors.png")
+    viz.strip(np.concatenate([picture, viz.signed(vectors)]), texts, file)
 
 
 @jax.jit
@@ -247,10 +242,10 @@ def measure_command(options: Command) -> command.Found:
     spacing = options.spacing or round(math.sqrt(math.prod(data.shape)) / 14, 1)
     starts = options.starts(len(data.test_x))
     xs = data.test_x[starts]
-    found, maps = run(loaded.model, data, options.out, xs, half=half, spacing=spacing)
+    found, labels, p = run(loaded.model, data, options.out, xs, half=half, spacing=spacing)
     walks = [
-        {"start": int(start), "label": m.labels, "probability": m.probabilities}
-        for start, m in zip(starts, maps, strict=True)
+        {"start": int(start), "label": labels[i], "probability": p[i]}
+        for i, start in enumerate(starts)
     ]
     return command.Found(loaded, {"map": found}, {"map": walks})
 

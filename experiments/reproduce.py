@@ -98,7 +98,7 @@ def run(config: Config) -> dict[str, Any]:
             "network": trained.network,
             "sizes": asdict(config.sizes()),
         },
-        choice=asdict(choice),
+        choice=choice._asdict(),
     )
 
 

@@ -8,13 +8,14 @@ cost) and `report.html`. Stopped, even killed, it goes on where it was, and ends
 weights.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from experiments import dynamics
+from experiments.harness.command import Named
 from experiments.harness.networks import build
 from experiments.harness.report import write_results
 from experiments.harness.run import mesh, running
@@ -52,17 +53,7 @@ class Config:
         out: Output folder.
     """
 
-    dataset: Literal[
-        "digits",
-        "xor",
-        "circles",
-        "mnist",
-        "fashion_mnist",
-        "kmnist",
-        "emnist/letters",
-        "cifar10",
-        "cifar100",
-    ] = "digits"
+    dataset: Literal["xor", "circles"] | Named = "digits"
     net: Literal[
         "mlp", "cnn", "colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19", "xor_net", "circle_net"
     ] = "mlp"
@@ -123,7 +114,7 @@ def run(config: Config) -> dict[str, Any]:
             "training": settings.settings(),
             "network": model.config,
         },
-        choice=asdict(choice),
+        choice=choice._asdict(),
         history=history.to_dict(),
     )
 

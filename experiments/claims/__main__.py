@@ -62,9 +62,7 @@ class Config:
     """
 
     networks: tuple[str, ...] = ("digits_mlp",)
-    dataset: Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters"] = (
-        "fashion_mnist"
-    )
+    dataset: command.Grey = "fashion_mnist"
     claims: tuple[Literal["S3", "S4", "S5", "S6", "S7"], ...] = CLAIMS
     pairs: int = 100
     steps: int = 1000

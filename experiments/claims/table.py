@@ -138,5 +138,6 @@ def _curves(networks: Mapping[str, Any], claim: str, places: Mapping[str, str]) 
         if isinstance(found[0], Mapping):
             names = ("median", "lower_quartile", "upper_quartile")
             bars = [[value[name] for name in names] for value in found]
-        curves.append(viz.Curve(name, x, *zip(*bars, strict=True), dots=True))
+        values: list[Any] = list(zip(*bars, strict=True))
+        curves.append(viz.Curve(name, x, *values, dots=True))
     return curves

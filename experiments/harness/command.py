@@ -22,6 +22,8 @@ _SCHEMES = (
 )
 _WHERE = ("checkpoint", "epoch", "weights", "out", "devices")  # said by `network` or run.json
 
+Grey = Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters"]
+Named = Literal[Grey, "cifar10", "cifar100"]
 Count = Annotated[int, tyro.conf.arg(aliases=("--images",))]
 
 
@@ -46,12 +48,7 @@ class Command:
         quick: Few steps, to see that everything runs.
     """
 
-    dataset: (
-        Literal[
-            "digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters", "cifar10", "cifar100"
-        ]
-        | None
-    ) = None
+    dataset: Named | None = None
     checkpoint: Path | None = None
     epoch: int | None = None
     weights: Path | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from foliax import zoo
 
 NAME, SIDE = "photographs", 32
-QUICK = {"num_train": 140, "num_test": 70}  # sizes, to see that everything runs
+QUICK: dict[str, Any] = {"num_train": 140, "num_test": 70}  # sizes, to see that everything runs
 _PAPERS = 0.5  # mean and deviation with which the papers' code normalises colour images
 # What scikit-image carries in its package, and what it shows.
 PHOTOGRAPHS = {
@@ -69,7 +69,7 @@ def _cuts(parts: Any, count: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
     pixels = np.empty((count, SIDE, SIDE, 3), np.float32)
     for image, label in zip(pixels, labels, strict=True):
         small = resize(_window(parts[label], rng), (SIDE, SIDE), order=1, anti_aliasing=True)
-        image[:] = np.clip(small, 0, 1)
+        image[:] = np.clip(np.asarray(small), 0, 1)
     return pixels, labels
 
 

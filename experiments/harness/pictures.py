@@ -20,7 +20,7 @@ def caption(iteration: int | str, label: Any, probability: float, names: Sequenc
     return f"{head}\nlabel {names[int(label)]}\np = {float(probability):.4f}"
 
 
-def captions(path: Any, rows: Sequence[int], names: Sequence[str]) -> list[str]:
+def captions(path: Any, rows: Any, names: Sequence[str]) -> list[str]:
     """Return captions for rows of one path, from the logits it kept."""
     p = np.asarray(jax.nn.softmax(jnp.asarray(path.logits)[np.asarray(rows)]))
     steps = path.steps[np.asarray(rows)]
