@@ -27,15 +27,7 @@ from experiments.harness.study import ARRIVAL, SCHEMES, Kind, Study, WalkCommand
 
 
 class Claim(NamedTuple):
-    """What is claimed of the walks.
-
-    Attributes:
-        name: Of the claim.
-        kind: Which targets the walks go to.
-        stem: What its pictures are called.
-        title: Heading.
-        text: The claim, as the slides make it.
-    """
+    """A claim on walks to targets of a kind, and the stem of the names of its pictures."""
 
     name: str
     kind: Kind
@@ -62,15 +54,12 @@ MIRRORED = Claim(
 
 
 def measure(study: Study, scheme: str, kind: Kind) -> dict[str, Any]:
-    """Return how a population of walks ended."""
-    xs, targets = study.pair(kind)
-    return study.once(
-        ("walks", kind, scheme), lambda: numbers_of(study, study.leaf(scheme, kind), xs, targets)
-    )
+    """Return how a population of walks ended; computed once."""
+    return study.once(("walks", kind, scheme), lambda: _measure(study, scheme, kind))
 
 
-def numbers_of(study: Study, path: Any, xs: Any, targets: Any) -> dict[str, Any]:
-    """Return how walks from images to targets ended."""
+def _measure(study: Study, scheme: str, kind: Kind) -> dict[str, Any]:
+    (xs, targets), path = study.pair(kind), study.leaf(scheme, kind)
     start, rest = norms(targets - xs), norms(targets - path.best)
     left = path.status != foliax.Status.arrived
     wanted, reached = (np.asarray(predict(study.model, x)[0]) for x in (targets, path.best))

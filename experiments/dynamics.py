@@ -78,9 +78,8 @@ def run(
     pictures = [
         (
             "dynamics.png",
-            "Mean trace of G over reference images with quartiles, and test accuracy, against the "
-            "optimisation step; right, the share of reference images at each rank, and the mean "
-            "rank of test images counted above 1 % of the largest eigenvalue.",
+            "Mean trace of G over reference images, with quartiles, and test accuracy; right, the "
+            "share of images at each rank, and the mean rank above 1 % of the largest eigenvalue.",
         )
     ]
     if measured:
@@ -195,14 +194,12 @@ def _draw_test_images(measured: Mapping[int, Any], file: Path) -> None:
     traces = [curve("trace of G", "trace")]
     ranks = [curve("rank of G", "rank"), curve("above 1 % of the largest", "loose_rank")]
     probability = [curve("of the predicted label", "probability")]
-    viz.curves(
-        [
-            viz.Panel("Trace at test images", "epoch", "trace", traces, log=True),
-            viz.Panel("Rank at test images", "epoch", "rank", ranks, y_range=(0, None)),
-            viz.Panel("Confidence", "epoch", "probability", probability, y_range=(0, 1.03)),
-        ],
-        file,
-    )
+    panels = [
+        viz.Panel("Trace at test images", "epoch", "trace", traces, log=True),
+        viz.Panel("Rank at test images", "epoch", "rank", ranks, y_range=(0, None)),
+        viz.Panel("Confidence", "epoch", "probability", probability, y_range=(0, 1.03)),
+    ]
+    viz.curves(panels, file)
 
 
 @dataclass(frozen=True)

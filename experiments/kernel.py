@@ -30,22 +30,19 @@ _CONSERVED = 1e-3  # largest change of a probability that still counts as none
 
 
 def measure(study: Study, scheme: str) -> dict[str, Any]:
-    """Return what a population of kernel drifts kept and what it lost."""
+    """Return what a population of kernel drifts kept and what it lost; computed once."""
+    return study.once(("drifts", scheme), lambda: _measure(study, study.drift(scheme)))
+
+
+def _measure(study: Study, path: Any) -> dict[str, Any]:
     labels = predict(study.model, study.origins())[0]
-    return study.once(
-        ("drifts", scheme), lambda: numbers_of(study.drift(scheme), labels, study.dataset)
-    )
-
-
-def numbers_of(path: Any, labels: Any, dataset: Any) -> dict[str, Any]:
-    """Return what kernel drifts from images with these labels kept and what they lost."""
     p = np.asarray(jax.nn.softmax(jnp.asarray(path.logits)))
     kept = p.argmax(axis=-1) == np.asarray(labels)[:, None]
     # The first step kept at which a path is within 1 % of its greatest distance.
     near = path.distance >= 0.99 * path.distance.max(axis=1, keepdims=True)
     settled = np.take_along_axis(path.steps, near.argmax(axis=1)[:, None], axis=1)
-    added = noise.rms(path.points[:, -1] - path.points[:, 0], dataset.std)
-    return statistics(path, dataset) | {
+    added = noise.rms(path.points[:, -1] - path.points[:, 0], study.dataset.std)
+    return statistics(path, study.dataset) | {
         "steps_of_stopped": quartiles(path.num_steps[path.status == foliax.Status.boundary]),
         "settled_at_step": quartiles(settled),
         "drift_of_p_at_end": quartiles(path.drift[:, -1]),
@@ -85,14 +82,12 @@ def run(study: Study, out: Path, *, show_every: int = 125) -> dict[str, Any]:
             (
                 "kernel.png",
                 f"An image labelled {names[int(labels[shown])]} drifts along the kernel of G in a "
-                "fixed random direction. A path that the pixel box has stopped keeps its last "
-                "iteration.",
+                "fixed random direction; the last images repeat where the pixel box stops it.",
             ),
             ("kernel.gif", "The same drift, exact scheme."),
             (
                 "kernel_drift.png",
-                "Largest change of a probability against the start, and the distance drifted, "
-                "over the population: median and quartiles.",
+                "Largest change of a probability, and distance from the start: median, quartiles.",
             ),
         ],
         columns=("", *SCHEMES),
@@ -111,11 +106,7 @@ def strip_rows(sizes: Sizes, show_every: int) -> np.ndarray:
 
 def _strip(path: Any, rows: np.ndarray) -> dict[str, Any]:
     p = np.asarray(jax.nn.softmax(jnp.asarray(path.logits[rows])))
-    return {
-        "iteration": path.steps[rows],
-        "label": p.argmax(axis=-1),
-        "probability": p.max(axis=-1),
-    }
+    return {"iteration": path.steps[rows], "label": p.argmax(-1), "probability": p.max(-1)}
 
 
 def _draw(study: Study, exact: Any, published: Any, rows: np.ndarray, out: Path) -> None:

@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level
+from experiments.harness import command
 from experiments.harness.report import write_results
 from experiments.harness.run import running
 from experiments.harness.study import Sizes, Study
@@ -85,7 +86,7 @@ def run(config: Config) -> dict[str, Any]:
     return write_results(
         config.out,
         f"The data manifold of {config.dataset}",
-        _intro(trained, choice),
+        [_intro(trained, choice), command.SCHEMES],
         found,
         run={"seed": config.seed, "seconds": seconds},
         setting={
@@ -132,19 +133,14 @@ def _claims(
     }
 
 
-def _intro(trained: Trained, choice: dynamics.Choice) -> list[str]:
-    data = trained.dataset
-    return [
+def _intro(trained: Trained, choice: dynamics.Choice) -> str:
+    data, settings = trained.dataset, trained.settings
+    return (
         f"A network ({trained.network}) was trained on {len(data.train_x)} images of {data.name} "
-        f"for {trained.epochs[-1]} epochs at a rate of {trained.settings['learning_rate']:g} "
-        f"(seed {trained.settings['seed']}); {len(data.test_x)} test images are left for what "
-        f"follows. All claims are measured on one partially trained checkpoint. {choice.reason}",
-        "Each claim of the slides is quoted, then judged by its numbers: it holds, holds in part, "
-        "or does not hold. Distances are Euclidean in standardised units unless pixels are named; "
-        "the pixel range is 1. “Exact” steps follow the projection and keep p along the kernel; "
-        "“published” is the paper's scheme, unit-speed steps clipped to the pixel box. All numbers "
-        "are in results.json.",
-    ]
+        f"for {trained.epochs[-1]} epochs at a rate of {settings['learning_rate']:g} (seed "
+        f"{settings['seed']}). All claims are measured on {len(data.test_x)} test images and one "
+        f"partially trained checkpoint. {choice.reason}"
+    )
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def run(config: Config) -> dict[str, Any]:
     return write_results(
         config.out,
         f"Training {config.net} on {data.name}",
-        [_intro(config, settings, data, choice)],
+        [_intro(config, settings, data, choice.reason)],
         {"S2": found},
         run=cost,
         setting={
@@ -119,16 +119,14 @@ def run(config: Config) -> dict[str, Any]:
     )
 
 
-def _intro(
-    config: Config, settings: zoo.TrainConfig, data: zoo.Dataset, choice: dynamics.Choice
-) -> str:
+def _intro(config: Config, settings: zoo.TrainConfig, data: zoo.Dataset, reason: str) -> str:
     images = min(settings.reference_size, len(data.train_x))
     return (
         f"The network {config.net} was trained on {len(data.train_x)} inputs of {data.name} for "
         f"{settings.epochs} epochs with {settings.optimizer} at a rate of "
-        f"{settings.learning_rate:g} ({settings.schedule}) in batches of {settings.batch_size}, "
-        f"seed {settings.seed}. Trace and rank of G were measured {settings.track_per_epoch} times "
-        f"an epoch on {images} training inputs. {choice.reason}"
+        f"{settings.learning_rate:g} in batches of {settings.batch_size}, seed {settings.seed}. "
+        f"Trace and rank of G were measured {settings.track_per_epoch} times an epoch on {images} "
+        f"training inputs. {reason}"
     )
 
 

@@ -15,7 +15,7 @@ from experiments.harness.report import write_results
 from experiments.harness.run import running
 from foliax import zoo
 
-_SCHEMES = (
+SCHEMES = (
     "Distances are Euclidean in standardised units unless pixels are named; the pixel range is 1. "
     "“Exact” steps follow the projection and keep p along the kernel; “published” is the paper's "
     "scheme, unit-speed steps clipped to the pixel box."
@@ -96,7 +96,7 @@ class Found:
     loaded: Loaded
     sections: Mapping[str, Any]
     walks: Mapping[str, Any]
-    note: str = _SCHEMES
+    note: str = SCHEMES
     labelled: bool = True
 
 

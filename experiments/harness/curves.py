@@ -140,10 +140,7 @@ def changes(logits: Any) -> np.ndarray:
 
 @jax.jit
 def _singular(model: Any, xs: Any) -> tuple[Any, Any]:
-    """Gauss and Newton's iteration for Kᵀu = 0, |u| = 1, and what is left of |Kᵀu|.
-
-    Its steps are the least ones: where the solutions are curves it ends on one nearby.
-    """
+    """Solve Kᵀu = 0, |u| = 1 by least Gauss–Newton steps; return points and what is left."""
 
     def contrast(x: Any) -> Any:
         return contrast_jacobian(model, x, foliax.Categorical(), None)[1]

@@ -21,13 +21,7 @@ _PENALTY = 10.0  # C of the support vector machine
 
 
 class Judge(NamedTuple):
-    """A classifier of images.
-
-    Attributes:
-        predict: From images (N, *shape), in the normalised units of the data, to labels (N,).
-        words: What it is.
-        accuracy: Its share of right labels on the test images.
-    """
+    """A classifier from images (N, *shape), normalised, to labels; in words, and how accurate."""
 
     predict: Callable[[Float[np.ndarray, "n ..."]], Int[np.ndarray, " n"]]
     words: str
@@ -35,15 +29,10 @@ class Judge(NamedTuple):
 
 
 def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
-    """Fit an independent classifier on the training images of a data set.
+    """Fit an independent classifier on the training images of a data set, in seconds.
 
-    Takes seconds (about 15 s for Fashion-MNIST).
-
-    Args:
-        dataset: A data set of `foliax.zoo`; its images may be of any shape.
-        seed: Which training images it is fitted on where there are many, and the start of the
-            search for principal components.
-        quick: Fit on 3,000 training images and test on as many, instead of 30,000.
+    The seed draws the images where there are many, 30,000 or if `quick` 3,000, and starts the
+    search for principal components.
 
     Example:
         >>> from foliax import zoo

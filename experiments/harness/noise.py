@@ -76,12 +76,7 @@ def laplacian(images: Any) -> np.ndarray:
 
 
 class Calibration(NamedTuple):
-    """The mean reading of whole images of a population against the sigma that was added to it.
-
-    Attributes:
-        sigmas: Deviations of the added noise, pixel units, from 0 upwards.
-        means: Mean reading at each.
-    """
+    """The mean reading of whole images against the deviation of the noise added, from 0 up."""
 
     sigmas: np.ndarray
     means: np.ndarray

@@ -93,12 +93,6 @@ def in_parts(fn: Any, model: Any, *stacked: Any, rows: int = 1) -> Any:
         model: The classifier.
         *stacked: Arrays of N rows each, N ≥ 1.
         rows: Rows of a part on a CPU.
-
-    Returns:
-        What fn returns for all rows, as NumPy's.
-
-    Raises:
-        ValueError: If there are no rows.
     """
     shared, count = mesh(), len(stacked[0])
     if not count:

@@ -283,15 +283,14 @@ def colourful():
 def test_colour_takes_the_deviation_of_its_channels(tmp_path):
     data = colourful()
     study = Study(zoo.MLP((192, 8, 3), rngs=nnx.Rngs(0)), data, Sizes(pairs=2, steps=20))
-    xs, targets = study.pair()
+    xs, _ = study.pair()
     with jax.enable_x64(False):
         path = study.leaf("exact")
         # The same path in the place of the others: what is asked is how it is measured.
         study.once(("kernel", "exact"), lambda: path)
         study.once(("test", "published"), lambda: path)
         level = noise_level.run(study, tmp_path)
-        walked = data_leaf.numbers_of(study, path, xs, targets)
-        drifted = kernel.numbers_of(path, [0, 0], data)
+        walked, drifted = data_leaf.measure(study, "exact", "test"), kernel.measure(study, "exact")
     moved = (np.asarray(path.points[:, -1]) - xs) * data.std
     expected = np.median(np.sqrt(np.mean(moved**2, axis=(1, 2, 3))))
     assert level["numbers"]["moved"]["leaf"]["median"] == pytest.approx(expected, 1e-4)
