@@ -99,10 +99,10 @@ def _draw(study: Study, shown: int, file: Path) -> None:
     for kind in _TARGETS:
         path = pick(study.leaf("exact", kind), shown)
         ends = np.stack([study.pair()[0][shown], study.pair(kind)[1][shown]])
-        between, told = padded(path, live_rows(path, _FRAMES), _FRAMES, names)
+        between, lines = padded(path, live_rows(path, _FRAMES), _FRAMES, names)
         images += [ends[0], *between, ends[1]]
         (first, last), (p, q) = predict(study.model, ends)
-        texts += [caption("clean image", first, p, names), *told]
+        texts += [caption("clean image", first, p, names), *lines]
         texts.append(caption(f"{kind} target", last, q, names))
     pixels = study.dataset.to_pixels(np.asarray(images))
     viz.strip(pixels, texts, file, row_labels=[f"toward the\n{kind} target" for kind in _TARGETS])

@@ -64,9 +64,9 @@ def draw_walks(model: Any, dataset: Any, paths: Any, targets: Any, shown: Any, s
     for scheme, index, name in rows:
         path = pick(paths[scheme], index)
         (label,), (p,) = predict(model, targets[index : index + 1])
-        between, told = padded(path, _approaching_rows(path), _FRAMES, names)
+        between, lines = padded(path, _approaching_rows(path), _FRAMES, names)
         images += [*between, targets[index]]
-        texts += [*told, caption("target", label, p, names)]
+        texts += [*lines, caption("target", label, p, names)]
         labels.append(name)
     pixels = dataset.to_pixels(np.asarray(images))
     viz.strip(pixels, texts, stem.with_suffix(".png"), row_labels=labels)
