@@ -15,41 +15,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from tqdm import tqdm
 
 from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level
 from experiments.harness import command
 from experiments.harness.report import write_results
-from experiments.harness.run import running
 from experiments.harness.study import Sizes, Study
 from experiments.harness.training import Trained, obtain
 from experiments.rank_table import __main__ as rank_table
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(command.Run):
     """What to reproduce, and where to.
 
     Attributes:
         dataset: Data set; digits are embedded and need no download.
         epochs: Epochs of training by plain SGD at the paper's rate, at which 30 epochs of digits
             reach the peak of the mean trace.
-        seed: Seeds the training and draws pairs, directions and noise.
-        out: Output folder.
-        devices: How many devices share the walks; None for all that JAX finds.
         checkpoint: "auto" trains, or goes on with what the output folder holds; otherwise a
             folder of checkpoints of an earlier training.
-        quick: Tiny sizes, to see that everything runs.
     """
 
     dataset: Literal["digits"] = "digits"
     epochs: int = 30
-    seed: int = 0
-    out: Path = Path("out/reproduce")
-    devices: int | None = None
     checkpoint: str = "auto"
-    quick: bool = False
+    out: Path = Path("out/reproduce")
 
     def sizes(self) -> Sizes:
         """Return the sizes of the walks: those of the report, or tiny ones."""
@@ -143,15 +134,5 @@ def _intro(trained: Trained, choice: dynamics.Choice) -> str:
     )
 
 
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.reproduce", description=__doc__)
-    with running("reproduce", config.out, devices=config.devices):
-        results = run(config)
-    for name, claim in results["claims"].items():
-        print(f"{name} {claim['outcome']}: {claim['title']}")
-    print(f"report: {config.out / 'report.html'}")
-
-
 if __name__ == "__main__":
-    main()
+    command.script(Config, run, name="reproduce", description=__doc__)

@@ -9,16 +9,15 @@ weights.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from experiments import dynamics
-from experiments.harness.command import Named
+from experiments.harness import command
 from experiments.harness.networks import build
 from experiments.harness.report import write_results
-from experiments.harness.run import mesh, running
+from experiments.harness.run import mesh
 from foliax import zoo
 
 _LOOSE_IMAGES = 100
@@ -28,7 +27,7 @@ _OVERRIDES = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(command.Run):
     """What to train, how, and where to.
 
     Attributes:
@@ -47,13 +46,11 @@ class Config:
         hidden: Widths of the hidden layers of "mlp".
         track_per_epoch: How often in an epoch trace and rank are measured.
         reference_size: On how many training images.
-        seed: Seeds the initial weights and the order of the images.
         devices: How many devices share every batch, whose size is a multiple of it; None for all
-            that JAX sees.
-        out: Output folder.
+            that JAX finds.
     """
 
-    dataset: Literal["xor", "circles"] | Named = "digits"
+    dataset: Literal["xor", "circles"] | command.Named = "digits"
     net: Literal[
         "mlp", "cnn", "colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19", "xor_net", "circle_net"
     ] = "mlp"
@@ -67,7 +64,6 @@ class Config:
     hidden: tuple[int, ...] = (48,)
     track_per_epoch: int | None = None
     reference_size: int = 1000
-    seed: int = 0
     devices: int | None = 1
     out: Path = Path("out/train")
 
@@ -76,6 +72,8 @@ def training(config: Config) -> zoo.TrainConfig:
     """Return the settings of the preset, overridden by those that are given."""
     given = {name: getattr(config, name) for name in _OVERRIDES}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if config.quick:
+        settings["epochs"] = 1
     preset = zoo.PRESETS[config.preset]
     if config.optimizer not in (None, preset.optimizer):  # momentum and decay were for the other
         settings |= {"momentum": None, "weight_decay": None}
@@ -130,14 +128,7 @@ def _intro(config: Config, settings: zoo.TrainConfig, data: zoo.Dataset, reason:
     )
 
 
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.train", description=__doc__)
-    with running("train", config.out, devices=config.devices):
-        results = run(config)
-    print(results["choice"]["reason"])
-    print(f"report: {config.out / 'report.html'}")
-
+main = partial(command.script, Config, run, name="train", description=__doc__)
 
 if __name__ == "__main__":
     main()

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from tqdm import tqdm
 
 from experiments import data_leaf, kernel, noise_leaf, noise_level
@@ -28,7 +27,6 @@ from experiments.harness import command
 from experiments.harness.files import plain, provenance, write_json, write_text
 from experiments.harness.networks import Loaded, load, training_name
 from experiments.harness.report import without_tables, write_report
-from experiments.harness.run import running
 from experiments.harness.study import Sizes, Study
 from foliax import zoo
 
@@ -43,7 +41,7 @@ MEASURES: Mapping[str, Callable[[Study, Path], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(command.Run):
     """Which networks and claims, how many pairs, and where to write.
 
     Attributes:
@@ -55,10 +53,6 @@ class Config:
         steps: Steps at most.
         step: Length of a step, normalised units.
         noise: How noisy the images of S7 are made, root mean square in pixel units, about.
-        seed: Draws pairs, directions and noise.
-        out: Output folder.
-        devices: How many devices share the walks; None for all that JAX sees.
-        quick: Few pairs and steps, to see that everything runs.
     """
 
     networks: tuple[str, ...] = ("digits_mlp",)
@@ -68,10 +62,7 @@ class Config:
     steps: int = 1000
     step: float = 0.1
     noise: float = 0.2
-    seed: int = 0
     out: Path = Path("out/claims")
-    devices: int | None = None
-    quick: bool = False
 
     def __post_init__(self):
         if self.quick:
@@ -181,14 +172,5 @@ def _read(file: Path, setting: dict[str, Any]) -> dict[str, Any] | None:
         ) from None
 
 
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.claims", description=__doc__)
-    with running("claims", config.out, devices=config.devices):
-        run(config)
-    print((config.out / "table.md").read_text(encoding="utf-8"))
-    print(f"table: {config.out / 'table.md'}")
-
-
 if __name__ == "__main__":
-    main()
+    command.script(Config, run, name="claims", description=__doc__)

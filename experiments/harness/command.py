@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,7 +29,24 @@ Count = Annotated[int, tyro.conf.arg(aliases=("--images",))]
 
 
 @dataclass(frozen=True)
-class Command:
+class Run:
+    """One run of a script.
+
+    Attributes:
+        seed: Of all that is drawn at random: images, directions, noise, trainings made here.
+        out: Output folder.
+        devices: How many devices share the work; None for all that JAX finds.
+        quick: Few steps, to see that everything runs.
+    """
+
+    seed: int = 0
+    out: Path = Path("out")
+    devices: int | None = None
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Command(Run):
     """Which network, which images, and where to write.
 
     Attributes:
@@ -42,10 +60,6 @@ class Command:
         pairs: How many pairs of test images, or images where there are no targets; 1 for one
             picture.
         start: Place of one start in the test set; None to draw starts by the seed.
-        seed: Draws images, directions and noise.
-        out: Output folder.
-        devices: How many devices share the walks; None for all that JAX finds.
-        quick: Few steps, to see that everything runs.
     """
 
     dataset: Named | None = None
@@ -54,10 +68,6 @@ class Command:
     weights: Path | None = None
     pairs: Count = 1
     start: int | None = None
-    seed: int = 0
-    out: Path = Path("out")
-    devices: int | None = None
-    quick: bool = False
 
     def load(self) -> Loaded:
         """Return the network and its data."""
@@ -78,6 +88,7 @@ class Command:
         return np.array([self.start])
 
 
+Any_Run = TypeVar("Any_Run", bound=Run)
 Any_Command = TypeVar("Any_Command", bound=Command)
 
 
@@ -128,6 +139,27 @@ def setting(network: Loaded, *, labelled: bool = True) -> dict[str, Any]:
     }
 
 
+def script(
+    kind: type[Any_Run],
+    run: Callable[[Any_Run], dict[str, Any]],
+    *,
+    name: str,
+    description: str | None,
+    hosts: bool = False,
+) -> None:
+    """Run a script from the command line, and print its claims and its table."""
+    options = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
+    with running(name, options.out, devices=options.devices, hosts=hosts) as out:
+        results = run(replace(options, out=out))
+    for claim, section in results.get("claims", {}).items():
+        print(f"{claim} {section['outcome']}: {section['title']}\n{section['verdict']}")
+    table, report = options.out / "table.md", options.out / "report.html"
+    if table.exists():
+        print(f"{table.read_text(encoding='utf-8')}\ntable: {table}")
+    if report.exists():
+        print(f"report: {report}")
+
+
 def main(
     kind: type[Any_Command],
     measure: Callable[[Any_Command], Found],
@@ -135,13 +167,9 @@ def main(
     name: str,
     description: str | None,
 ) -> None:
-    """Run an experiment from the command line: read it, measure, write, say what was found."""
-    command = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
-    with running(name, command.out, devices=command.devices, hosts=True) as out:
-        results = perform(replace(command, out=out), measure, title=name)
-    for claim, section in results["claims"].items():
-        print(f"{claim} {section['outcome']}: {section['title']}\n{section['verdict']}")
-    print(f"report: {command.out / 'report.html'}")
+    """Run an experiment on one network from the command line."""
+    run = partial(perform, measure=measure, title=name)
+    script(kind, run, name=name, description=description, hosts=True)
 
 
 def perform(
