@@ -457,7 +457,9 @@ def command(monkeypatch, main, *arguments):
     main()
 
 
-WALKS = partial(main, data_leaf.Command, data_leaf.measure_command, name="walks", description=None)
+WALKS = partial(
+    experiment.main, data_leaf.Command, data_leaf.measure_command, name="walks", description=None
+)
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,19 @@ from typing import Any
 from experiments.harness.files import plain, provenance, write_json, write_text
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbf9; --ink: #22262b; --soft: #5c646d;
-  --line: #d9dbda; --card: #f1f1ed; --good: #00724f; --half: #8a5a00; --bad: #a33c00; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e4e4e0; --soft: #a2a9b1;
-  --line: #383d43; --card: #1f2226; --good: #4cc9a0; --half: #e6b04a; --bad: #f08a52; } }
-body { background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
-  max-width: 70rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { line-height: 1.2; } h2 { margin: 3rem 0 .3rem; border-top: 1px solid var(--line);
-  padding-top: 1.6rem; line-height: 1.25; }
-p { max-width: 46rem; } .claim { color: var(--soft); font-style: italic; margin-top: 0; }
-.verdict { background: var(--card); border-left: 4px solid var(--soft); padding: .6rem .9rem; }
-.verdict b { text-transform: uppercase; letter-spacing: .04em; font-size: .85em; }
-.holds { border-color: var(--good); } .holds b { color: var(--good); }
-.holds-in-part { border-color: var(--half); } .holds-in-part b { color: var(--half); }
-.does-not-hold { border-color: var(--bad); } .does-not-hold b { color: var(--bad); }
-figure { margin: 1.4rem 0; } figcaption { color: var(--soft); font-size: .92rem; max-width: 46rem; }
-img { max-width: 100%; height: auto; border-radius: 4px; display: block; margin-bottom: .4rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .9rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } th { font-weight: 600; }
-code { background: var(--card); padding: 0 .25em; border-radius: 3px; }
+:root { color-scheme: light dark; font: 16px/1.55 system-ui, sans-serif;
+  --good: light-dark(#00724f, #4cc9a0); --half: light-dark(#8a5a00, #e6b04a);
+  --bad: light-dark(#a33c00, #f08a52); }
+body { max-width: 70rem; margin: 2rem auto; padding: 0 1.2rem; } p { max-width: 46rem; }
+h2 { margin: 3rem 0 .3rem; border-top: 1px solid; padding-top: 1.6rem; }
+.claim, figcaption { opacity: .75; max-width: 46rem; } .claim { font-style: italic; }
+.verdict { border-left: 4px solid; padding: .3rem .9rem; }
+.holds b { color: var(--good); } .holds-in-part b { color: var(--half); }
+.does-not-hold b { color: var(--bad); }
+figure { margin: 1.4rem 0; } img { max-width: 100%; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .25rem .9rem; border-bottom: 1px solid; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
 """
 
 
