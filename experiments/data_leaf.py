@@ -117,19 +117,17 @@ def run(
         claim=claim.text,
         verdict=_verdict(numbers),
         numbers=numbers,
-        pictures=[
-            (
-                f"{claim.stem}.png",
+        pictures={
+            f"{claim.stem}.png": (
                 "The pair with the median residual, with both schemes, and the best pair; each row "
-                "ends with its target. Pixels outside [0, 1] are clipped for display only.",
+                "ends with its target. Pixels outside [0, 1] are clipped for display only."
             ),
-            (f"{claim.stem}.gif", "The median pair, exact scheme."),
-            (
-                f"{claim.stem}_distances.png",
+            f"{claim.stem}.gif": "The median pair, exact scheme.",
+            f"{claim.stem}_distances.png": (
                 "Distance to the target by step, and the share of pairs whose closest point is at "
-                "most so far from it.",
+                "most so far from it."
             ),
-        ],
+        },
         columns=("", *SCHEMES),
         rows=rows_of(SCHEMES, _ROWS),
     )

@@ -75,21 +75,18 @@ def run(
     values = list(loose.values())
     numbers = _numbers(history, choice)
     numbers["loose_rank"] = {"first": values[0], "last": values[-1], "by_epoch": dict(loose)}
-    pictures = [
-        (
-            "dynamics.png",
-            "Mean trace of G over reference images, with quartiles, and test accuracy; right, the "
-            "share of images at each rank, and the mean rank above 1 % of the largest eigenvalue.",
-        )
-    ]
+    pictures = {
+        "dynamics.png": "Mean trace of G over reference images, with quartiles, and test accuracy; "
+        "right, the share of images at each rank, and the mean rank above 1 % of the largest "
+        "eigenvalue."
+    }
     if measured:
         numbers["test_images"] = {
             str(epoch): {name: quartiles(found[name]) for name in _MEASURED}
             for epoch, found in measured.items()
         }
         _draw_test_images(measured, out / "dynamics_test.png")
-        text = "Trace and rank of G at test images, by epoch: medians and quartiles."
-        pictures.append(("dynamics_test.png", text))
+        pictures["dynamics_test.png"] = "Trace and rank of G at test images, by epoch."
     steps = [int(history.epoch_steps[epoch - 1]) for epoch in loose]
     marks, ranks = {"chosen checkpoint": choice.step}, {_LOOSE_NAME: (steps, values)}
     viz.dynamics(history, out / "dynamics.png", marks=marks, ranks=ranks)

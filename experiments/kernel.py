@@ -78,18 +78,16 @@ def run(study: Study, out: Path, *, show_every: int = 125) -> dict[str, Any]:
         claim="When moving away from a given data leaf, noise is added, but the accuracy is high.",
         verdict=_verdict(numbers),
         numbers=numbers,
-        pictures=[
-            (
-                "kernel.png",
+        pictures={
+            "kernel.png": (
                 f"An image labelled {names[int(labels[shown])]} drifts along the kernel of G in a "
-                "fixed random direction; the last images repeat where the pixel box stops it.",
+                "fixed random direction; the last images repeat where the pixel box stops it."
             ),
-            ("kernel.gif", "The same drift, exact scheme."),
-            (
-                "kernel_drift.png",
-                "Largest change of a probability, and distance from the start: median, quartiles.",
+            "kernel.gif": "The same drift, exact scheme.",
+            "kernel_drift.png": (
+                "Largest change of a probability, and distance from the start: median, quartiles."
             ),
-        ],
+        },
         columns=("", *SCHEMES),
         rows=rows_of(SCHEMES, _ROWS),
     )

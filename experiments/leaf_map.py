@@ -100,24 +100,21 @@ def run(
         "our data.",
         verdict=_verdict(numbers, 2 * half + 1, spacing),
         numbers=numbers,
-        pictures=[
-            (
-                "leaf_map.png",
+        pictures={
+            "leaf_map.png": (
                 "The leaf around the marked image, along the two leading eigenvectors of G there; "
                 f"neighbours are {spacing:g} apart in normalised units. Frames have the colour of "
-                "the predicted label.",
+                "the predicted label."
             ),
-            (
-                "eigenvectors.png",
+            "eigenvectors.png": (
                 "The image, and the eigenvectors of G at it: orange where a brighter pixel goes "
-                "along, blue where a darker one does (of colour: around grey).",
+                "along, blue where a darker one does (of colour: around grey)."
             ),
-            (
-                "spectrum.png",
+            "spectrum.png": (
                 "Eigenvalues of G; those of one dense G, formed in float64 without the factor, "
-                "fall to rounding after the (C - 1)-th.",
+                "fall to rounding after the (C - 1)-th."
             ),
-        ],
+        },
         columns=("", *names),
         rows=[(label, *(f"{path}.{name}" for name in names)) for label, path in _ROWS],
     )

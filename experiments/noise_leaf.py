@@ -51,18 +51,16 @@ def run(study: Study, out: Path) -> dict[str, Any]:
         claim="We can connect a noisy datum with any other datum with the same level of noise.",
         verdict=_verdict(numbers),
         numbers=numbers,
-        pictures=[
-            (
-                "noise_leaf.png",
+        pictures={
+            "noise_leaf.png": (
                 f"A test image, its leaf walk after {steps} steps along the kernel, and the "
-                "target, noisy above and clean below; the pair with the median residual.",
+                "target, noisy above and clean below; the pair with the median residual."
             ),
-            (
-                "noise_leaf_level.png",
+            "noise_leaf_level.png": (
                 f"Mean level of noise ({estimator}, calibrated), and the kernel component from the "
-                "clean image, along the leaf walks from the noisy images.",
+                "clean image, along the leaf walks from the noisy images."
             ),
-        ],
+        },
         columns=("", "toward noisy", "toward clean"),
         rows=rows_of(_TARGETS, _ROWS),
     )

@@ -50,15 +50,14 @@ def run(study: Study, out: Path) -> dict[str, Any]:
         "same level of noise.",
         verdict=_verdict(numbers),
         numbers=numbers,
-        pictures=[
-            (
-                "noise_level.png",
+        pictures={
+            "noise_level.png": (
                 f"Left, the mean reading ({estimator}) of test images with known white noise. "
                 "Middle, the white noise that would give the reading of the paths; on the dashed "
                 "diagonal a displacement looks like nothing but white noise. Right, the part of "
-                "the displacement in the kernel of G at the start.",
-            )
-        ],
+                "the displacement in the kernel of G at the start."
+            ),
+        },
         columns=("", "start", "leaf, end", "kernel, as far", "target"),
         rows=[
             (f"{estimator} of the whole image, mean", *(f"reading.{name}" for name in _PLACES)),

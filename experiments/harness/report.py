@@ -34,7 +34,7 @@ def section(
     claim: str,
     verdict: tuple[str, str],
     numbers: Mapping[str, Any],
-    pictures: Sequence[tuple[str, str]],
+    pictures: Mapping[str, str] | Sequence[tuple[str, str]],
     columns: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def section(
         "outcome": verdict[0],
         "verdict": verdict[1],
         "numbers": plain(numbers),
-        "pictures": [{"file": file, "caption": text} for file, text in pictures],
+        "pictures": [{"file": file, "caption": text} for file, text in dict(pictures).items()],
         "table": {"columns": list(columns), "rows": [list(row) for row in rows]},
     }
 
