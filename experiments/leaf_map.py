@@ -23,7 +23,7 @@ from sklearn.metrics import pairwise_distances_argmin
 import foliax
 from experiments.harness import command
 from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
-from experiments.harness.populations import drifts, norms, predict, quartiles
+from experiments.harness.populations import drifts, flat, norms, predict, quartiles
 from experiments.harness.report import section
 from foliax import viz
 
@@ -155,8 +155,7 @@ def _numbers(points: Any, labels: Any, p: Any, values: Any, dataset: Any) -> dic
 
 def _nearest(points: np.ndarray, dataset: Any) -> np.ndarray:
     """Return the distance of each point to the nearest training image."""
-    train = np.asarray(dataset.train_x).reshape(len(dataset.train_x), -1)
-    points = points.reshape(len(points), -1)
+    train, points = flat(dataset.train_x), flat(points)
     return norms(points - train[pairwise_distances_argmin(points, train)])
 
 

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 import foliax
 from experiments import data_leaf, train
+from experiments.harness import command as experiment
 from experiments.harness.study import places
 from foliax import zoo
 from foliax.zoo import checkpoints

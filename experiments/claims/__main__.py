@@ -126,7 +126,9 @@ def run(config: Config) -> dict[str, Any]:
     networks = {key: _network(key, load(**where), config, bar) for key, where in named.items()}
     bar.close()
     results = plain({"setting": config.setting() | {"claims": config.claims}, "networks": networks})
-    write_text(config.out / "table.md", table.markdown(results["networks"], config.claims) + "\n")
+    text = table.markdown(results["networks"], config.claims)
+    file = write_text(config.out / "table.md", f"{text}\n")
+    print(f"{text}\n\ntable: {file}")
     table.draw(results["networks"], config.out / "claims.png")
     write_json(config.out / "results.json", results)
     write_json(config.out / "run.json", provenance(config.seed, _spent("all", begun)))

@@ -88,7 +88,6 @@ class Command(Run):
         return np.array([self.start])
 
 
-Any_Run = TypeVar("Any_Run", bound=Run)
 Any_Command = TypeVar("Any_Command", bound=Command)
 
 
@@ -140,24 +139,18 @@ def setting(network: Loaded, *, labelled: bool = True) -> dict[str, Any]:
 
 
 def script(
-    kind: type[Any_Run],
-    run: Callable[[Any_Run], dict[str, Any]],
+    kind: type[Any],
+    run: Callable[[Any], Any],
     *,
     name: str,
     description: str | None,
     hosts: bool = False,
 ) -> None:
-    """Run a script from the command line, and print its claims and its table."""
+    """Run a script from the command line: read its options, lock its folder, and run it there."""
     options = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
-    with running(name, options.out, devices=options.devices, hosts=hosts) as out:
-        results = run(replace(options, out=out))
-    for claim, section in results.get("claims", {}).items():
-        print(f"{claim} {section['outcome']}: {section['title']}\n{section['verdict']}")
-    table, report = options.out / "table.md", options.out / "report.html"
-    if table.exists():
-        print(f"{table.read_text(encoding='utf-8')}\ntable: {table}")
-    if report.exists():
-        print(f"report: {report}")
+    devices = getattr(options, "devices", None)  # not every script shares its work
+    with running(name, options.out, devices=devices, hosts=hosts) as out:
+        run(replace(options, out=out))
 
 
 def main(

@@ -13,6 +13,7 @@ from experiments.harness.outcomes import IN_PART as IN_PART
 from experiments.harness.outcomes import outcome as outcome
 from experiments.harness.outcomes import percent as percent
 from experiments.harness.populations import endings as endings
+from experiments.harness.populations import flat as flat
 from experiments.harness.populations import predict as predict
 from experiments.harness.populations import quartiles as quartiles
 from experiments.harness.populations import walks as walks

@@ -17,6 +17,9 @@ _NEWTON_STEPS = 40
 Way = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+# --- networks ----------------------------------------------------------------------------------
+
+
 def train(model: Any, xs: Any, ys: Any, epochs: int) -> tuple[Any, float]:
     """Return the network after so many full-batch steps of Adam, and its accuracy."""
     optimizer = optax.adam(0.02)
@@ -53,6 +56,9 @@ def lattice(side: int, edge: float, axes: int = 2) -> np.ndarray:
     return np.stack([each.ravel() for each in reversed(grid)], axis=1)
 
 
+# --- curves ------------------------------------------------------------------------------------
+
+
 def follow(
     model: Any,
     seeds: Any,
@@ -77,11 +83,12 @@ def follow(
         pieces: Drifts a side.
         piece_steps: Steps of a drift.
         step: Length of a step.
-        way: From points and the last steps there to the directions to go on in; None for those of
-            the last steps.
+        way: Gives the directions to go on in, of the points and of the last steps there; None to
+            go on in those of the last steps.
 
     Returns:
-        Curves (2N, points, n), sides of a seed at i and i + N, and the logits on them.
+        Curves (2N, points, n), where i and i + N are the two sides of a seed, and the logits on
+        them.
     """
     xs, ways = np.concatenate([seeds, seeds]), np.concatenate([directions, -directions])
     points, logits, ended = [], [], np.zeros(len(xs), bool)
@@ -138,9 +145,15 @@ def changes(logits: Any) -> np.ndarray:
     return np.abs(p - p[:, :1]).max(axis=(1, 2))
 
 
+# --- where D loses a dimension -------------------------------------------------------------------
+
+
 @jax.jit
 def _singular(model: Any, xs: Any) -> tuple[Any, Any]:
-    """Solve Kᵀu = 0, |u| = 1 by least Gauss–Newton steps; return points and what is left."""
+    """Gauss and Newton's iteration for Kᵀu = 0, |u| = 1, and what is left of |Kᵀu|.
+
+    Its steps are the least ones: where the solutions are curves it ends on one nearby.
+    """
 
     def contrast(x: Any) -> Any:
         return contrast_jacobian(model, x, foliax.Categorical(), None)[1]

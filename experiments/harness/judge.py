@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from experiments.harness.populations import flat
+
 _SMALL = 100  # images of no more pixels are classified by their pixels
 _COMPONENTS = 100
 _FITTED_ON = 30_000  # training images at most; the fit costs their square
@@ -55,7 +57,7 @@ def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
         # Given by name: "auto" would take another solver for another number of images.
         steps.insert(0, PCA(_COMPONENTS, svd_solver="randomized", random_state=seed))
     xs, labels = some("train")
-    machine = make_pipeline(*steps).fit(_flat(xs), labels)
+    machine = make_pipeline(*steps).fit(flat(xs), labels)
 
     def predict(images: Any) -> np.ndarray:
         images = np.asarray(images)
@@ -64,14 +66,9 @@ def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
                 f"images must have shape (N, {', '.join(map(str, dataset.shape))}), "
                 f"got {images.shape}; stack them along axis 0"
             )
-        return machine.predict(_flat(images)).astype(np.int64)
+        return machine.predict(flat(images)).astype(np.int64)
 
     test, truth = some("test")
     what = f"{_COMPONENTS} principal components" if large else "the pixels"
     words = f"support vector machine (RBF) on {what}, fitted on {len(xs)} training images"
     return Judge(predict, words, float(np.mean(predict(test) == truth)))
-
-
-def _flat(images: Any) -> np.ndarray:
-    images = np.asarray(images, dtype=np.float64)
-    return images.reshape(len(images), -1)

@@ -90,7 +90,7 @@ def write_results(
     run: Mapping[str, Any],
     **more: Any,
 ) -> dict[str, Any]:
-    """Write the report, results.json and run.json; return the results.
+    """Write the report, results.json and run.json, say what held; return the results.
 
     `run` holds the seed, the seconds, and what else run.json says, and `more` what results.json
     holds besides the claims.
@@ -99,6 +99,9 @@ def write_results(
     write_report(folder, title, intro, sections)
     write_json(folder / "results.json", results)
     write_json(folder / "run.json", {**provenance(run["seed"], run["seconds"]), **run})
+    for name, found in sections.items():
+        print(f"{name} {found['outcome']}: {found['title']}\n{found['verdict']}")
+    print(f"report: {folder / 'report.html'}")
     return results
 
 
