@@ -539,7 +539,7 @@ def test_command_lines_name_the_files_that_are_wrong(folder, monkeypatch, tmp_pa
         ("--weights", tmp_path / "cut.npz"): r"cut\.npz is not an \.npz file",
         ("--weights", tmp_path / "none.npz"): "No such file.*none",
         ("--weights", tmp_path / "weights.h5"): "source must be a .npz, .pt or .pth file",
-        ("--pairs", 0): "num_pairs must be at least 1, got 0",
+        ("--pairs", 0): "pairs must be at least 1, got 0",
         ("--start", 10**6): "start must be in 0 … 359, the test images",
     }.items():
         with pytest.raises(SystemExit, match=message):
