@@ -201,13 +201,8 @@ def _draw_test_images(measured: Mapping[int, Any], file: Path) -> None:
 
 @dataclass(frozen=True)
 class Command(command.Command):
-    """Which training, and at which test images G is measured; `epoch` marks another checkpoint.
+    """Which training, and at which test images G is measured; `epoch` marks another checkpoint."""
 
-    Attributes:
-        epochs: Epochs of the training made here, where there is no checkpoint.
-    """
-
-    epochs: int = 30
     out: Path = Path("out/dynamics")
 
 
@@ -217,8 +212,8 @@ def measure_command(options: Command) -> command.Found:
         raise ValueError("weights alone have no training to look at; give a checkpoint")
     dataset = load(options.dataset, checkpoint=options.checkpoint).dataset.name
     trained = obtain(
-        dataset, epochs=min(options.epochs, 2) if options.quick else options.epochs,
-        learning_rate=0.01, seed=options.seed, out=options.out,
+        dataset, epochs=2 if options.quick else 30, learning_rate=0.01, seed=options.seed,
+        out=options.out,
         checkpoint="auto" if options.checkpoint is None else str(options.checkpoint),
     )  # fmt: skip
     choice = choose(trained.history, options.epoch)
