@@ -135,13 +135,14 @@ def test_noise_grows_with_the_size_of_an_image():
 
 def test_the_map_of_the_leaf_has_its_start_in_the_middle(tmp_path):
     loaded = load()
+    model, data, xs = loaded.model, loaded.dataset, loaded.dataset.test_x[[3]]
     with jax.enable_x64(False):
-        found, (survey,) = leaf_map.run(
-            loaded.model, loaded.dataset, tmp_path, loaded.dataset.test_x[[3]], half=1, spacing=0.5
-        )
-    assert survey.labels.shape == survey.probabilities.shape == (3, 3)
-    np.testing.assert_array_equal(survey.points[1, 1], loaded.dataset.test_x[3])
-    steps = np.linalg.norm((survey.points[:, 1] - survey.points[1, 1]).reshape(3, -1), axis=1)
+        found, labels, p = leaf_map.run(model, data, tmp_path, xs, half=1, spacing=0.5)
+        (vectors,) = leaf_map.eigenpairs(model, xs)[1]
+        points = leaf_map.survey(model, data, xs[0], vectors, half=1, spacing=0.5)
+    assert labels.shape == p.shape == (1, 3, 3)
+    np.testing.assert_array_equal(points[1, 1], xs[0])
+    steps = np.linalg.norm((points[:, 1] - points[1, 1]).reshape(3, -1), axis=1)
     np.testing.assert_allclose(steps, [0.5, 0, 0.5], rtol=0.1)  # the path may bend
     assert found["numbers"]["nearest_over_start"]["least"] > 0
     assert {path.name for path in tmp_path.iterdir()} >= {
