@@ -14,24 +14,21 @@ accuracy is not known. Writes what `data_leaf` does, and a checkpoint of its tra
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from flax import nnx
+from typing import Literal
 
 from experiments import data_leaf
-from experiments.harness import command as _command
-from experiments.harness.common import Loaded, check_one_network, load
-from experiments.harness.photographs import PAPERS_CENTRE, QUICK, photographs, renormalised
-from experiments.harness.population import records
+from experiments.harness import command
+from experiments.harness.networks import Loaded, build, check_one_network, load
+from experiments.harness.photographs import QUICK, photographs, renormalised
+from experiments.harness.study import Study, WalkCommand
 from foliax import zoo
 
 NAVIGATED = data_leaf.Claim(
     "S8",
+    "test",
     "colour_leaf",
     "The data leaf of a colour network is navigated",
     "Moving on the data manifold of CIFAR10: we can connect any two data images.",
-    "the other image",
 )
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -40,7 +37,7 @@ CIFAR10 = (
 
 
 @dataclass(frozen=True)
-class Command(_command.PairCommand):
+class Command(WalkCommand):
     """Which network, which pairs, and how far they are walked.
 
     Attributes:
@@ -49,81 +46,55 @@ class Command(_command.PairCommand):
             without one.
         net: Network that is trained on photographs, or that takes the weights.
         epochs: Epochs of the training on photographs.
-        steps: Steps at most.
-        step: Length of a step, normalised units.
-        save_every: Steps between the points kept.
     """
 
     dataset: Literal["photographs", "cifar10", "cifar100"] | None = None
     net: Literal["colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19"] = "colour_cnn"
     epochs: int = 8
-    steps: int = 1000
-    step: float = 0.1
-    save_every: int = 10
     out: Path = Path("out/cifar")
 
     def load(self) -> Loaded:
         """Return the network and its data; train where there is no other."""
         check_one_network(self.checkpoint, self.epoch, self.weights)
         if self.weights is not None:
-            return _with_weights(self)
+            return _with_weights(self, self.weights)
         if self.checkpoint is None and self.dataset in (None, "photographs"):
             return _trained(self)
         return load(self.dataset, checkpoint=self.checkpoint, epoch=self.epoch)
 
 
-def network(name: str, num_classes: int, seed: int) -> nnx.Module:
-    """Return a colour network, untrained."""
-    rngs = nnx.Rngs(seed)
-    if name == "colour_cnn":
-        return zoo.colour_cnn(num_classes, rngs=rngs)
-    return zoo.vgg(int(name.removeprefix("vgg")), num_classes, rngs=rngs)
-
-
-def _with_weights(command: Command) -> Loaded:
+def _with_weights(options: Command, weights: Path) -> Loaded:
     """Return weights for CIFAR-10, and its images where they are at hand, else photographs."""
-    assert command.weights is not None
-    if command.dataset in (None, "photographs"):
-        data = photographs(seed=command.seed, mean=PAPERS_CENTRE, std=PAPERS_CENTRE)
+    if options.dataset in (None, "photographs"):
+        data = photographs(seed=options.seed, papers=True)
         # The labels of the cuts are those of photographs, which this network does not know.
         data = replace(data, num_classes=len(CIFAR10), class_names=CIFAR10)
     else:
-        data = zoo.load_dataset(command.dataset)
-        data = renormalised(data, PAPERS_CENTRE, PAPERS_CENTRE)
-    blank = network(command.net, data.num_classes, command.seed)
-    return Loaded(zoo.load_torch(blank, command.weights), data, command.weights.name)
+        data = renormalised(zoo.load_dataset(options.dataset))
+    model = zoo.load_torch(build(options.net, data, seed=options.seed), weights)
+    return Loaded(model, data, weights.name)
 
 
-def _trained(command: Command) -> Loaded:
+def _trained(options: Command) -> Loaded:
     """Train on photographs, or take what an earlier run has trained."""
-    data = photographs(seed=command.seed, **QUICK if command.quick else {})
-    model = network(command.net, data.num_classes, command.seed)
+    data = photographs(seed=options.seed, **QUICK if options.quick else {})
     settings = zoo.TrainConfig(
-        epochs=1 if command.quick else command.epochs, learning_rate=1e-3, optimizer="adam",
-        batch_size=20, seed=command.seed, track_per_epoch=0,
+        epochs=1 if options.quick else options.epochs, learning_rate=1e-3, optimizer="adam",
+        batch_size=20, seed=options.seed, track_per_epoch=0,
     )  # fmt: skip
-    folder = command.out / ("training_quick" if command.quick else "training")
+    folder = options.out / ("training_quick" if options.quick else "training")
+    model = build(options.net, data, seed=options.seed)
     model, _ = zoo.train(model, data, settings, out=folder)
-    return Loaded(model, data, f"{command.net}, epoch {settings.epochs} on photographs")
+    return Loaded(model, data, f"{options.net}, epoch {settings.epochs} on photographs")
 
 
-def measure_command(command: Command) -> _command.Found:
+def measure_command(options: Command) -> command.Found:
     """Walk the pairs of a command."""
-    loaded = command.load()
-    model, dataset = loaded.model, loaded.dataset
-    config = data_leaf.Config(
-        num_pairs=command.pairs, step=command.step, save_every=command.save_every,
-        max_steps=min(command.steps, 40) if command.quick else command.steps,
-        seed=command.seed, start=command.start, end=command.end,
-    )  # fmt: skip
-    starts, ends = data_leaf.places(dataset, config)
-    xs, targets = np.asarray(dataset.test_x[starts]), np.asarray(dataset.test_x[ends])
-    paths = data_leaf.walk_pairs(model, dataset, xs, targets, config)
-    found = data_leaf.run(model, dataset, command.out, config, claim=NAVIGATED, paths=paths)
-    walks: dict[str, Any] = {NAVIGATED.name: records(paths, dataset, starts, ends)}
-    labelled = command.weights is None or dataset.name != "photographs"
-    return _command.Found(loaded, {NAVIGATED.name: found}, walks, labelled=labelled)
+    loaded = options.load()
+    study = Study(loaded.model, loaded.dataset, options.sizes(quick_steps=40))
+    labelled = options.weights is None or loaded.dataset.name != "photographs"
+    return data_leaf.walked(study, loaded, options.out, NAVIGATED, labelled=labelled)
 
 
 if __name__ == "__main__":
-    _command.main(Command, measure_command, name="cifar", description=__doc__)
+    command.main(Command, measure_command, name="cifar", description=__doc__)

@@ -18,7 +18,6 @@ from foliax.viz import style
 
 _WIDTH, _MARGIN, _CAPTION = 1700, 24, 40
 _LEFT = 0.45  # share of the left column
-_COLORS = 256
 
 
 @dataclass(frozen=True)
@@ -44,48 +43,47 @@ class Config:
 
 def run(config: Config) -> Path:
     """Compose the picture and write it."""
-    left = int((_WIDTH - 3 * _MARGIN) * _LEFT)
-    right = _WIDTH - 3 * _MARGIN - left
-    columns = [
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    width = _WIDTH - 2 * _MARGIN
+    left = int((width - _MARGIN) * _LEFT)
+    upper = [
         column(
-            [
-                ("a  Trace and rank of G as a network learns", config.training),
-                (
-                    "b  An image, and what the network sees of it: eigenvectors of G",
-                    config.eigenvectors,
-                ),
-            ],
+            {
+                "a  Trace and rank of G as a network learns": config.training,
+                "b  An image and the leading eigenvectors of G at it": config.eigenvectors,
+            },
             left,
         ),
-        column([("c  A map of the leaf through an image", config.map)], right),
+        column({"c  A map of the leaf through an image": config.map}, width - _MARGIN - left),
     ]
-    whole = column(
-        [
-            (
-                "d  Across the leaves: noise comes, p stays (exact), or not (published)",
-                config.kernel,
-            ),
-            ("e  On the leaf, toward another image: as near as it comes", config.leaf),
-        ],
-        _WIDTH - 2 * _MARGIN,
+    lower = column(
+        {
+            "d  Across the leaves: noise comes, p stays (exact), or not (published)": config.kernel,
+            "e  On the leaf, toward another image: as near as it comes": config.leaf,
+        },
+        width,
     )
-    height = max(part.height for part in columns)
-    page = Image.new("RGB", (_WIDTH, height + whole.height + 3 * _MARGIN), style.PAPER)
-    page.paste(columns[0], (_MARGIN, _MARGIN))
-    page.paste(columns[1], (2 * _MARGIN + left, _MARGIN))
-    page.paste(whole, (_MARGIN, 2 * _MARGIN + height))
-    return save(page, config.out)
+    height = max(part.height for part in upper)
+    page = Image.new("RGB", (_WIDTH, height + lower.height + 3 * _MARGIN), style.PAPER)
+    page.paste(upper[0], (_MARGIN, _MARGIN))
+    page.paste(upper[1], (2 * _MARGIN + left, _MARGIN))
+    page.paste(lower, (_MARGIN, 2 * _MARGIN + height))
+    few = page.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    draft = config.out.with_name(f".{config.out.name}.{os.getpid()}.png")
+    few.save(draft, optimize=True)
+    os.replace(draft, config.out)  # nobody reads half a picture
+    return config.out
 
 
-def column(parts: list[tuple[str, Path]], width: int) -> Image.Image:
+def column(parts: dict[str, Path], width: int) -> Image.Image:
     """Return pictures of one width below each other, each with its caption above."""
-    pictures = [(caption, fitted(path, width)) for caption, path in parts]
-    height = sum(_CAPTION + picture.height for _, picture in pictures)
-    page = Image.new("RGB", (width, height + _MARGIN * (len(parts) - 1)), style.PAPER)
+    pictures = {text: fitted(path, width) for text, path in parts.items()}
+    height = sum(_CAPTION + _MARGIN + picture.height for picture in pictures.values()) - _MARGIN
+    page = Image.new("RGB", (width, height), style.PAPER)
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 20)
     top = 0
-    for caption, picture in pictures:
-        ImageDraw.Draw(page).text((0, top + 6), caption, fill=style.INK, font=font)
+    for text, picture in pictures.items():
+        ImageDraw.Draw(page).text((0, top + 6), text, fill=style.INK, font=font)
         page.paste(picture, (0, top + _CAPTION))
         top += _CAPTION + picture.height + _MARGIN
     return page
@@ -96,17 +94,6 @@ def fitted(path: Path, width: int) -> Image.Image:
     with Image.open(path) as picture:
         height = round(picture.height * width / picture.width)
         return picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-
-
-def save(page: Image.Image, path: Path) -> Path:
-    """Write a picture of few colours beside its place, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.png")
-    page.quantize(_COLORS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
-        draft, optimize=True
-    )
-    os.replace(draft, path)
-    return path
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 
 import foliax
 from experiments import data_leaf, train
-from experiments.harness import command as _command
+from experiments.harness import command as experiment
+from experiments.harness.study import places
 from foliax import zoo
 from foliax.zoo import checkpoints
 from foliax.zoo.data import preparing
@@ -458,7 +459,7 @@ def command(monkeypatch, main, *arguments):
 
 
 WALKS = partial(
-    _command.main, data_leaf.Command, data_leaf.measure_command, name="walks", description=None
+    experiment.main, data_leaf.Command, data_leaf.measure_command, name="walks", description=None
 )
 
 
@@ -499,7 +500,7 @@ def test_any_command_line_is_read_or_refused(arguments):
             found = tyro.cli(data_leaf.Command, args=arguments)
         except SystemExit:  # help, or not to be read
             return
-    _, refusal = attempt(lambda: data_leaf.places(zoo.load_digits(), found.config()))
+    _, refusal = attempt(lambda: places(zoo.load_digits(), found.sizes()))
     assert refusal is None or "must" in refusal or "name one pair" in refusal, refusal
 
 
@@ -538,7 +539,7 @@ def test_command_lines_name_the_files_that_are_wrong(folder, monkeypatch, tmp_pa
         ("--weights", tmp_path / "cut.npz"): r"cut\.npz is not an \.npz file",
         ("--weights", tmp_path / "none.npz"): "No such file.*none",
         ("--weights", tmp_path / "weights.h5"): "source must be a .npz, .pt or .pth file",
-        ("--pairs", 0): "num_pairs must be at least 1, got 0",
+        ("--pairs", 0): "pairs must be at least 1, got 0",
         ("--start", 10**6): "start must be in 0 … 359, the test images",
     }.items():
         with pytest.raises(SystemExit, match=message):

@@ -13,28 +13,35 @@ done, under `cells`, and not measured again: stopped, the command goes on where 
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import tyro
 from tqdm import tqdm
 
 from experiments import data_leaf, kernel, noise_leaf, noise_level
 from experiments.claims import table
-from experiments.harness import command as _command
-from experiments.harness.common import Loaded, load, plain, provenance, write_json, write_text
-from experiments.harness.report import write_report
-from experiments.harness.run import running
+from experiments.harness import command
+from experiments.harness.files import plain, provenance, write_json, write_text
+from experiments.harness.networks import Loaded, load, training_name
+from experiments.harness.report import without_tables, write_report
+from experiments.harness.study import Sizes, Study
 from foliax import zoo
 
 CLAIMS = ("S3", "S4", "S5", "S6", "S7")
+MEASURES: Mapping[str, Callable[[Study, Path], dict[str, Any]]] = {
+    "S3": data_leaf.run,
+    "S4": partial(data_leaf.run, claim=data_leaf.MIRRORED),
+    "S5": noise_level.run,
+    "S6": kernel.run,
+    "S7": noise_leaf.run,
+}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(command.Run):
     """Which networks and claims, how many pairs, and where to write.
 
     Attributes:
@@ -46,188 +53,111 @@ class Config:
         steps: Steps at most.
         step: Length of a step, normalised units.
         noise: How noisy the images of S7 are made, root mean square in pixel units, about.
-        seed: Draws pairs, directions and noise.
-        out: Output folder.
-        devices: How many devices share the walks; None for all that JAX sees.
-        quick: Few pairs and steps, to see that everything runs.
     """
 
     networks: tuple[str, ...] = ("digits_mlp",)
-    dataset: Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters"] = (
-        "fashion_mnist"
-    )
+    dataset: command.Grey = "fashion_mnist"
     claims: tuple[Literal["S3", "S4", "S5", "S6", "S7"], ...] = CLAIMS
     pairs: int = 100
     steps: int = 1000
     step: float = 0.1
     noise: float = 0.2
-    seed: int = 0
     out: Path = Path("out/claims")
-    devices: int | None = None
-    quick: bool = False
 
-    def effective(self) -> "Config":
-        """Return what is run: itself, or a smaller one."""
-        if not self.quick:
-            return self
-        return replace(self, pairs=min(self.pairs, 3), steps=min(self.steps, 125))
+    def __post_init__(self):
+        if self.quick:
+            object.__setattr__(self, "pairs", min(self.pairs, 3))
+            object.__setattr__(self, "steps", min(self.steps, 125))
 
-    def sizes(self) -> dict[str, Any]:
+    def setting(self) -> dict[str, Any]:
         """Return what a cell depends on besides its network."""
         names = ("pairs", "steps", "step", "noise", "seed")
         return {name: getattr(self, name) for name in names}
 
-
-class Source(NamedTuple):
-    """Where a network comes from.
-
-    Attributes:
-        key: Names it, and the folder of its cells.
-        where: What `_common.load` takes.
-    """
-
-    key: str
-    where: dict[str, Any]
+    def study(self, loaded: Loaded) -> Study:
+        """Return the walks of a network."""
+        every, data = 5, loaded.dataset
+        steps = noise_leaf.noise_steps(data, self.noise, step=self.step, save_every=every)
+        sizes = Sizes(
+            pairs=self.pairs, step=self.step, steps=self.steps, drift_steps=self.steps,
+            noise_steps=min(steps, self.steps), save_every=every, seed=self.seed,
+        )  # fmt: skip
+        return Study(loaded.model, data, sizes)
 
 
-def sources(config: Config) -> list[Source]:
-    """Return the networks that are named, one for each epoch.
+def sources(config: Config) -> dict[str, dict[str, Any]]:
+    """Return what `networks.load` takes for the networks that are named, one for each epoch.
 
     Raises:
         ValueError: If two have the same name.
         FileNotFoundError: If a folder holds no checkpoint.
     """
     found = [source for name in config.networks for source in _parse(name, config.dataset)]
-    keys = [source.key for source in found]
+    keys = [key for key, _ in found]
     twice = {key for key in keys if keys.count(key) > 1}
     if twice:
         raise ValueError(f"networks must have different names, got twice: {sorted(twice)}")
-    return found
+    return dict(found)
 
 
-def _parse(name: str, dataset: str) -> Iterator[Source]:
+def _parse(name: str, dataset: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return names of networks, which are those of their cells' folders, and where each is."""
     if name == "digits_mlp":
-        yield Source(name, {"dataset": "digits"})
-        return
+        return [(name, {"dataset": "digits"})]
     place, _, wanted = name.partition("@")
     path = Path(place)
     if path.suffix in (".npz", ".pt", ".pth"):
-        yield Source(path.stem, {"dataset": dataset, "weights": path})
-        return
-    there = zoo.epochs(path)
-    stem = path.absolute().parent.name if path.name == "checkpoints" else path.absolute().name
-    if wanted == "all":
-        epochs = there
-    else:
-        if not re.fullmatch(r"(\d+(,\d+)*)?", wanted):
-            raise ValueError(f"epochs must be as in FOLDER@1,3 or FOLDER@all, got {name!r}")
-        epochs = [int(epoch) for epoch in wanted.split(",")] if wanted else there[-1:]
-    for epoch in epochs:
-        yield Source(f"{stem}-{epoch}", {"checkpoint": path, "epoch": epoch})
-
-
-class Populations:
-    """The paths of one network, made when a claim first asks for them, and shared by all."""
-
-    def __init__(self, loaded: Loaded, config: Config):
-        """Take a network and the sizes of its populations."""
-        self.model, self.dataset = loaded.model, loaded.dataset
-        size: dict[str, Any] = {"step": config.step, "max_steps": config.steps}
-        size |= {"save_every": 5, "seed": config.seed}
-        self.leaf = data_leaf.Config(num_pairs=config.pairs, **size)
-        self.drift = kernel.Config(num_images=config.pairs, **size)
-        self.level = noise_level.Config(seed=config.seed)
-        steps = noise_leaf.noise_steps(
-            self.dataset, config.noise, step=config.step, save_every=self.drift.save_every
-        )
-        self.noisy = noise_leaf.Config(noise_steps=min(steps, config.steps))
-
-    @cached_property
-    def walked(self) -> dict[str, Any]:
-        """Leaf walks toward test images."""
-        xs, targets = data_leaf.pairs(self.dataset, self.leaf)
-        return data_leaf.walk_pairs(self.model, self.dataset, xs, targets, self.leaf)
-
-    @cached_property
-    def drifted(self) -> dict[str, Any]:
-        """Kernel drifts from their starts."""
-        xs, _ = data_leaf.pairs(self.dataset, self.leaf)
-        return kernel.drift_images(self.model, self.dataset, xs, self.drift)
-
-    def section(self, claim: str, out: Path) -> dict[str, Any]:
-        """Measure a claim, and draw."""
-        model, data = self.model, self.dataset
-        xs, _ = data_leaf.pairs(data, self.leaf)
-        measures: dict[str, Callable[[], dict[str, Any]]] = {
-            "S3": lambda: data_leaf.run(model, data, out, self.leaf, paths=self.walked),
-            "S4": lambda: data_leaf.run(model, data, out, self.leaf, mirrored=True),
-            "S5": lambda: noise_level.run(
-                model, data, out, self.level, self.leaf, self.drift, path=self.walked["exact"],
-                published=self.walked["published"], noisy=self.drifted["exact"],
-            ),
-            "S6": lambda: kernel.run(model, data, out, self.drift, xs=xs, paths=self.drifted),
-            "S7": lambda: noise_leaf.run(
-                model, data, out, self.noisy, self.leaf, self.level, self.drift,
-                noisy=self.drifted["exact"],
-            ),
-        }  # fmt: skip
-        return measures[claim]()
+        return [(path.stem, {"dataset": dataset, "weights": path})]
+    if not re.fullmatch(r"all|(\d+(,\d+)*)?", wanted):
+        raise ValueError(f"epochs must be as in FOLDER@1,3 or FOLDER@all, got {name!r}")
+    there = list(zoo.epochs(path))
+    named = [int(epoch) for epoch in re.findall(r"\d+", wanted)]
+    return [
+        (f"{training_name(path)}-{epoch}", {"checkpoint": path, "epoch": epoch})
+        for epoch in named or (there if wanted == "all" else there[-1:])
+    ]
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measure what is not measured yet, and write everything.
-
-    Args:
-        config: What to do.
-
-    Returns:
-        What results.json holds.
-
-    Raises:
-        ValueError: If a network is not what it should be.
-        FileNotFoundError: If it does not exist, or its data set is not prepared.
-    """
-    config = config.effective()
+    """Measure what is not measured yet, write everything, and return what results.json holds."""
     begun = time.perf_counter()
     named = sources(config)
     bar = tqdm(total=len(named) * len(config.claims), desc="claims", dynamic_ncols=True)
-    networks = {source.key: _network(source, config, bar) for source in named}
+    networks = {key: _network(key, load(**where), config, bar) for key, where in named.items()}
     bar.close()
-    results = {"setting": config.sizes() | {"claims": config.claims}, "networks": networks}
-    results = plain(results)
-    write_text(config.out / "table.md", table.markdown(results["networks"], config.claims) + "\n")
+    results = plain({"setting": config.setting() | {"claims": config.claims}, "networks": networks})
+    text = table.markdown(results["networks"], config.claims)
+    file = write_text(config.out / "table.md", f"{text}\n")
+    print(f"{text}\n\ntable: {file}")
     table.draw(results["networks"], config.out / "claims.png")
     write_json(config.out / "results.json", results)
-    spent = {"all": round(time.perf_counter() - begun, 2)}
-    write_json(config.out / "run.json", provenance(config.seed, spent))
+    write_json(config.out / "run.json", provenance(config.seed, _spent("all", begun)))
     return results
 
 
-def _network(source: Source, config: Config, bar: Any) -> dict[str, Any]:
+def _spent(name: str, begun: float) -> dict[str, float]:
+    return {name: round(time.perf_counter() - begun, 2)}
+
+
+def _network(key: str, loaded: Loaded, config: Config, bar: Any) -> dict[str, Any]:
     """Return all cells of a network, measured or read, and write its report."""
-    folder = config.out / "cells" / source.key
-    loaded = load(**source.where)
-    setting = plain(config.sizes() | _command.setting(loaded))
-    populations = Populations(loaded, config)
-    sections = {}
+    folder = config.out / "cells" / key
+    setting = plain(config.setting() | command.setting(loaded))
+    study, sections = config.study(loaded), {}
     for claim in config.claims:
-        bar.set_description(f"{source.key} {claim}")
+        bar.set_description(f"{key} {claim}")
         found = _read(folder / f"{claim}.json", setting)
         if found is None:
             begun = time.perf_counter()
-            found = populations.section(claim, folder)
+            found = MEASURES[claim](study, folder)
             write_json(folder / f"{claim}.json", {"setting": setting, "section": found})
-            spent = {claim: round(time.perf_counter() - begun, 2)}
+            spent = _spent(claim, begun)
             write_json(folder / f"{claim}.run.json", provenance(config.seed, spent))
         sections[claim] = found
         bar.update()
     intro = [f"{loaded.network} on {loaded.dataset.name}, {config.pairs} pairs."]
-    write_report(folder, f"Claims, {source.key}", intro, sections)
-    claims = {
-        name: {key: value for key, value in section.items() if key != "table"}
-        for name, section in sections.items()
-    }
-    return {"setting": setting, "claims": claims}
+    write_report(folder, f"Claims, {key}", intro, sections)
+    return {"setting": setting, "claims": without_tables(sections)}
 
 
 def _read(file: Path, setting: dict[str, Any]) -> dict[str, Any] | None:
@@ -244,14 +174,5 @@ def _read(file: Path, setting: dict[str, Any]) -> dict[str, Any] | None:
         ) from None
 
 
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.claims", description=__doc__)
-    with running("claims", config.out, devices=config.devices):
-        run(config)
-    print((config.out / "table.md").read_text(encoding="utf-8"))
-    print(f"table: {config.out / 'table.md'}")
-
-
 if __name__ == "__main__":
-    main()
+    command.script(Config, run, name="claims", description=__doc__)

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness.common import percent
-from experiments.harness.report import look_up
+from experiments.harness.outcomes import percent
+from experiments.harness.report import look_up, markdown_table
 from foliax import viz
+
+_SCHEMES = ("exact", "published")
+_NOISY = ("noisy", "noisy.published")
 
 
 class Column(NamedTuple):
@@ -18,27 +21,21 @@ class Column(NamedTuple):
         heading: Its name.
         paths: Where its numbers are kept; they stand side by side.
         kind: How they are written.
-        between: What stands between them.
     """
 
     heading: str
     paths: tuple[str, ...]
     kind: str = "percent"
-    between: str = " / "
 
 
-def _both(heading: str, path: str, kind: str = "percent") -> Column:
+def _both(heading: str, path: str, kind: str = "percent", *, places: Any = _SCHEMES) -> Column:
     """Return a column of the exact and the published scheme."""
-    return Column(heading, (f"exact.{path}", f"published.{path}"), kind)
-
-
-def _noisy(heading: str, path: str, kind: str = "percent") -> Column:
-    return Column(heading, (f"noisy.{path}", f"noisy.published.{path}"), kind)
+    return Column(heading, tuple(f"{place}.{path}" for place in places), kind)
 
 
 _WALKS = (
     ("arrive", "ended.arrived", "percent"),
-    ("way left, median", "residual.median", "percent"),
+    ("remains, median", "residual.median", "percent"),
     ("least", "residual.least", "percent"),
     ("target's label", "label_of_target_reached", "percent"),
     ("tangent fraction", "not_arrived.tangent_fraction.median", "number"),
@@ -68,14 +65,14 @@ _COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "S5": _LEVELS,
     "S6": _DRIFTS,
     "S7": (
-        *(_noisy(*column) for column in _WALKS[:4]),
-        _noisy("same level", "noise_of_whole.share_kept"),
+        *(_both(*column, places=_NOISY) for column in _WALKS[:4]),
+        _both("same level", "noise_of_whole.share_kept", places=_NOISY),
         Column("noise at the start", ("noisy.noise_of_whole.start.median",), "noise"),
-        _noisy("at the end", "noise_of_whole.end.median", "noise"),
+        _both("at the end", "noise_of_whole.end.median", "noise", places=_NOISY),
     ),
 }
 _FORMATS = {"percent": "", "number": ".2g", "count": ".0f", "power": ".1e", "noise": ".3f"}
-_SAYS = {
+_TITLES = {
     "S3": "Any two images are joined on the data leaf",
     "S4": "An image is joined to a mirrored one",
     "S5": "A path on the leaf keeps the level of noise",
@@ -87,27 +84,21 @@ _SAYS = {
 def markdown(networks: Mapping[str, Any], claims: Sequence[str]) -> str:
     """Return a table for each claim; numbers of both schemes as exact / published."""
     return "\n\n".join(
-        f"**{claim}: {_SAYS[claim]}** (exact / published)\n\n{_table(networks, claim)}"
+        f"**{claim}: {_TITLES[claim]}** (exact / published)\n\n{_table(networks, claim)}"
         for claim in claims
     )
 
 
 def _table(networks: Mapping[str, Any], claim: str) -> str:
-    columns = _COLUMNS[claim]
-    lines = [["network, epoch", "accuracy", "pairs", *(column.heading for column in columns)]]
+    lines = [["network, epoch", "accuracy", "pairs", *(each.heading for each in _COLUMNS[claim])]]
     for key, network in networks.items():
         setting, numbers = network["setting"], network["claims"][claim]["numbers"]
-        cells = [_cell(column, numbers) for column in columns]
+        cells = (
+            " / ".join(_written(look_up(numbers, path), column.kind) for path in column.paths)
+            for column in _COLUMNS[claim]
+        )
         lines.append([key, f"{setting['test_accuracy']:.3f}", str(setting["pairs"]), *cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    rows = (" | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(f"| {row} |" for row in rows)
-
-
-def _cell(column: Column, numbers: Any) -> str:
-    found = [look_up(numbers, path) for path in column.paths]
-    return column.between.join(_written(value, column.kind) for value in found)
+    return markdown_table(lines)
 
 
 def _written(value: Any, kind: str) -> str:
@@ -116,20 +107,16 @@ def _written(value: Any, kind: str) -> str:
     return percent(value) if kind == "percent" else format(value, _FORMATS[kind])
 
 
-# --- the picture --------------------------------------------------------------------------------
-
-
 def draw(networks: Mapping[str, Any], path: Path) -> None:
     """Draw, network by network, what S3, S5 and S6 come to, those of them that were measured."""
-    both = ("exact", "published")
     wanted = (
         ("S3", "S3: how far walks end from the target", "distance / start distance",
-         {name: f"{name}.residual" for name in both}, (0, 1.05)),
+         {name: f"{name}.residual" for name in _SCHEMES}, (0, 1.05)),
         ("S5", "S5: noise where the leaf walk ends", "pixel range",
          {"start": "reading.start", "leaf": "reading.leaf",
           "as far along the kernel": "reading.kernel"}, (0, None)),
         ("S6", "S6: share that keeps its label", "share of images",
-         {name: f"{name}.label_kept" for name in both}, (0, 1.05)),
+         {name: f"{name}.label_kept" for name in _SCHEMES}, (0, 1.05)),
     )  # fmt: skip
     panels = [
         viz.Panel(title, "", label, _curves(networks, claim, places), y_range=limits,
@@ -147,10 +134,10 @@ def _curves(networks: Mapping[str, Any], claim: str, places: Mapping[str, str]) 
     for i, (name, place) in enumerate(places.items()):
         x = np.arange(len(networks)) + 0.2 * (i - (len(places) - 1) / 2)
         found = [look_up(each["claims"][claim]["numbers"], place) for each in networks.values()]
+        bars = [[value] for value in found]
         if isinstance(found[0], Mapping):
             names = ("median", "lower_quartile", "upper_quartile")
-            middle, low, high = ([each[name] for each in found] for name in names)
-            curves.append(viz.Curve(name, x, middle, low, high, dots=True))
-        else:
-            curves.append(viz.Curve(name, x, found, dots=True))
+            bars = [[value[name] for name in names] for value in found]
+        values: list[Any] = list(zip(*bars, strict=True))
+        curves.append(viz.Curve(name, x, *values, dots=True))
     return curves

@@ -1,31 +1,52 @@
-"""The command line of the experiments on one network: what all are told, and what all write."""
+"""The command line of the experiments on one network: the options and the output of all."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import tyro
 
-from experiments.harness.common import Loaded, load, provenance, write_json
-from experiments.harness.report import write_report
+from experiments.harness.files import write_json
+from experiments.harness.networks import Loaded, load
+from experiments.harness.report import write_results
 from experiments.harness.run import running
 from foliax import zoo
 
-_SCHEMES = (
+SCHEMES = (
     "Distances are Euclidean in standardised units unless pixels are named; the pixel range is 1. "
     "“Exact” steps follow the projection and keep p along the kernel; “published” is the paper's "
     "scheme, unit-speed steps clipped to the pixel box."
 )
 _WHERE = ("checkpoint", "epoch", "weights", "out", "devices")  # said by `network` or run.json
 
+Grey = Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters"]
+Named = Literal[Grey, "cifar10", "cifar100"]
 Count = Annotated[int, tyro.conf.arg(aliases=("--images",))]
 
 
 @dataclass(frozen=True)
-class Command:
+class Run:
+    """One run of a script.
+
+    Attributes:
+        seed: Of all that is drawn at random: images, directions, noise, trainings made here.
+        out: Output folder.
+        devices: How many devices share the work; None for all that JAX finds.
+        quick: Few steps, to see that everything runs.
+    """
+
+    seed: int = 0
+    out: Path = Path("out")
+    devices: int | None = None
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Command(Run):
     """Which network, which images, and where to write.
 
     Attributes:
@@ -39,27 +60,14 @@ class Command:
         pairs: How many pairs of test images, or images where there are no targets; 1 for one
             picture.
         start: Place of one start in the test set; None to draw starts by the seed.
-        seed: Draws images, directions and noise.
-        out: Output folder.
-        devices: How many devices share the walks; None for all that JAX sees.
-        quick: Few steps, to see that everything runs.
     """
 
-    dataset: (
-        Literal[
-            "digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters", "cifar10", "cifar100"
-        ]
-        | None
-    ) = None
+    dataset: Named | None = None
     checkpoint: Path | None = None
     epoch: int | None = None
     weights: Path | None = None
     pairs: Count = 1
     start: int | None = None
-    seed: int = 0
-    out: Path = Path("out")
-    devices: int | None = None
-    quick: bool = False
 
     def load(self) -> Loaded:
         """Return the network and its data."""
@@ -80,17 +88,6 @@ class Command:
         return np.array([self.start])
 
 
-@dataclass(frozen=True)
-class PairCommand(Command):
-    """The same for walks toward a target.
-
-    Attributes:
-        end: Place of the target in the test set; None to draw it by the seed.
-    """
-
-    end: int | None = None
-
-
 Any_Command = TypeVar("Any_Command", bound=Command)
 
 
@@ -100,34 +97,33 @@ class Found:
 
     Attributes:
         loaded: The network and its data.
-        sections: Name of each claim, and what `_report.section` gave.
-        walks: What `_population.records` gave, by claim; every path point by point.
-        told: What a reader of the report has to know.
+        sections: Name of each claim, and what `report.section` gave.
+        walks: What `populations.records` gave, by claim; every path point by point.
+        note: What a reader of the report has to know.
         labelled: Whether the labels of the data are those that the network predicts.
     """
 
     loaded: Loaded
     sections: Mapping[str, Any]
     walks: Mapping[str, Any]
-    told: str = _SCHEMES
+    note: str = SCHEMES
     labelled: bool = True
 
 
 def write(command: Command, found: Found, seconds: float, title: str) -> dict[str, Any]:
     """Write `results.json`, `paths.json`, `run.json` and the report; return the results."""
-    network, out = found.loaded, command.out
+    network = found.loaded
     options = {k: v for k, v in asdict(command).items() if k not in _WHERE}
-    results = {
-        "setting": options | setting(network, labelled=found.labelled),
-        "claims": {
-            name: {k: v for k, v in section.items() if k != "table"}
-            for name, section in found.sections.items()
-        },
-    }
-    write_report(out, title, [_intro(network, found.told)], found.sections)
-    write_json(out / "results.json", results)
-    write_json(out / "paths.json", found.walks)
-    write_json(out / "run.json", provenance(command.seed, {"all": round(seconds, 2)}))
+    intro = (
+        f"Measured on {network.dataset.name} with the network {network.network}. {found.note} All "
+        "numbers are in results.json, and those of every single image or path in paths.json."
+    )
+    results = write_results(
+        command.out, title, [intro], found.sections,
+        run={"seed": command.seed, "seconds": {"all": round(seconds, 2)}},
+        setting=options | setting(network, labelled=found.labelled),
+    )  # fmt: skip
+    write_json(command.out / "paths.json", found.walks)
     return results
 
 
@@ -142,11 +138,19 @@ def setting(network: Loaded, *, labelled: bool = True) -> dict[str, Any]:
     }
 
 
-def _intro(network: Loaded, told: str) -> str:
-    return (
-        f"Measured on {network.dataset.name} with the network {network.network}. {told} All "
-        "numbers are in results.json, and those of every single image or path in paths.json."
-    )
+def script(
+    kind: type[Any],
+    run: Callable[[Any], Any],
+    *,
+    name: str,
+    description: str | None,
+    hosts: bool = False,
+) -> None:
+    """Run a script from the command line: read its options, lock its folder, and run it there."""
+    options = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
+    devices = getattr(options, "devices", None)  # not every script shares its work
+    with running(name, options.out, devices=devices, hosts=hosts) as out:
+        run(replace(options, out=out))
 
 
 def main(
@@ -156,13 +160,9 @@ def main(
     name: str,
     description: str | None,
 ) -> None:
-    """Run an experiment from the command line: read it, measure, write, say what was found."""
-    command = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
-    with running(name, command.out, devices=command.devices, hosts=True) as out:
-        results = perform(replace(command, out=out), measure, title=name)
-    for claim, section in results["claims"].items():
-        print(f"{claim} {section['outcome']}: {section['title']}\n{section['verdict']}")
-    print(f"report: {command.out / 'report.html'}")
+    """Run an experiment on one network from the command line."""
+    run = partial(perform, measure=measure, title=name)
+    script(kind, run, name=name, description=description, hosts=True)
 
 
 def perform(

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-_SMALL = 100  # images of no more pixels are judged by their pixels
+from experiments.harness.populations import flat
+
+_SMALL = 100  # images of no more pixels are classified by their pixels
 _COMPONENTS = 100
 _FITTED_ON = 30_000  # training images at most; the fit costs their square
 _QUICK = 3_000
@@ -21,13 +23,7 @@ _PENALTY = 10.0  # C of the support vector machine
 
 
 class Judge(NamedTuple):
-    """A classifier of images.
-
-    Attributes:
-        predict: From images (N, *shape), in the normalised units of the data, to labels (N,).
-        words: What it is.
-        accuracy: Its share of right labels on the test images.
-    """
+    """A classifier from images (N, *shape), normalised, to labels; in words, and how accurate."""
 
     predict: Callable[[Float[np.ndarray, "n ..."]], Int[np.ndarray, " n"]]
     words: str
@@ -35,18 +31,10 @@ class Judge(NamedTuple):
 
 
 def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
-    """Fit a judge on the training images of a data set.
+    """Fit an independent classifier on the training images of a data set, in seconds.
 
-    Takes seconds (about 15 s for Fashion-MNIST).
-
-    Args:
-        dataset: A data set of `foliax.zoo`; its images may be of any shape.
-        seed: Which training images it is fitted on where there are many, and the start of the
-            search for principal components.
-        quick: Fit on 3,000 training images and test on as many, instead of 30,000.
-
-    Returns:
-        The judge.
+    The seed draws the images where there are many, 30,000 or if `quick` 3,000, and starts the
+    search for principal components.
 
     Example:
         >>> from foliax import zoo
@@ -58,14 +46,18 @@ def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import SVC
 
-    most = _QUICK if quick else _FITTED_ON
-    pixels = math.prod(dataset.shape)
-    xs, labels = dataset.take(_draw(dataset.length("train"), most, seed), split="train")
+    def some(split: str) -> Any:
+        total, most = dataset.length(split), _QUICK if quick else _FITTED_ON
+        drawn = np.random.default_rng(seed).permutation(total)[:most]
+        return dataset.take(np.sort(drawn), split=split)
+
+    large = math.prod(dataset.shape) > _SMALL
     steps: list[Any] = [SVC(C=_PENALTY, cache_size=500)]
-    if pixels > _SMALL:
+    if large:
         # Given by name: "auto" would take another solver for another number of images.
         steps.insert(0, PCA(_COMPONENTS, svd_solver="randomized", random_state=seed))
-    machine = make_pipeline(*steps).fit(_flat(xs), labels)
+    xs, labels = some("train")
+    machine = make_pipeline(*steps).fit(flat(xs), labels)
 
     def predict(images: Any) -> np.ndarray:
         images = np.asarray(images)
@@ -74,21 +66,9 @@ def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
                 f"images must have shape (N, {', '.join(map(str, dataset.shape))}), "
                 f"got {images.shape}; stack them along axis 0"
             )
-        return machine.predict(_flat(images)).astype(np.int64)
+        return machine.predict(flat(images)).astype(np.int64)
 
-    test, truth = dataset.take(_draw(dataset.length("test"), most, seed), split="test")
-    what = f"{_COMPONENTS} principal components" if pixels > _SMALL else "the pixels"
+    test, truth = some("test")
+    what = f"{_COMPONENTS} principal components" if large else "the pixels"
     words = f"support vector machine (RBF) on {what}, fitted on {len(xs)} training images"
     return Judge(predict, words, float(np.mean(predict(test) == truth)))
-
-
-def _draw(total: int, most: int, seed: int) -> np.ndarray:
-    """Return places: all where there are no more than wanted."""
-    if total <= most:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(seed).permutation(total)[:most])
-
-
-def _flat(images: Any) -> np.ndarray:
-    images = np.asarray(images, dtype=np.float64)
-    return images.reshape(len(images), -1)

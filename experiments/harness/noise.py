@@ -12,8 +12,7 @@ into the sigma that would have given it.
 """
 
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ import numpy as np
 import foliax
 
 SAME = 0.025  # largest change of a level that still counts as none, pixel range
+SIGMAS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # of the known noise, pixel range
 _WAVELETS_FROM = 16  # pixels a side
 _CALIBRATED_ON = 1000  # images at most
 _GREY_LEVEL = 1 / 255
@@ -70,20 +70,13 @@ def _wavelets(image: np.ndarray) -> float:
 
 def laplacian(images: Any) -> np.ndarray:
     """Return the mean absolute Laplacian of each image, scaled to read white noise as its sigma."""
-    images = np.asarray(images, dtype=np.float64)
     windows = np.lib.stride_tricks.sliding_window_view(images, (3, 3), axis=(1, 2))
     filtered = np.einsum("nhwcij,ij->nhwc", windows, _MASK)
     return np.sqrt(np.pi / 2) / 6 * np.abs(filtered).mean(axis=(1, 2, 3))
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The mean reading of whole images of a population against the sigma that was added to it.
-
-    Attributes:
-        sigmas: Deviations of the added noise, pixel units, from 0 upwards.
-        means: Mean reading at each.
-    """
+class Calibration(NamedTuple):
+    """The mean reading of whole images against the deviation of the noise added, from 0 up."""
 
     sigmas: np.ndarray
     means: np.ndarray
@@ -93,7 +86,9 @@ class Calibration:
         return np.interp(np.asarray(mean_reading, dtype=np.float64), self.means, self.sigmas)
 
 
-def calibrate(dataset: Any, seed: int, num_images: int, sigmas: tuple[float, ...]) -> Calibration:
+def calibrate(
+    dataset: Any, seed: int, num_images: int, sigmas: tuple[float, ...] = SIGMAS
+) -> Calibration:
     """Measure the calibration on the first test images of a data set, a thousand at most."""
     images, means = jnp.asarray(dataset.test_x[: min(num_images, _CALIBRATED_ON)]), []
     for i, sigma in enumerate(sigmas):
@@ -105,13 +100,7 @@ def calibrate(dataset: Any, seed: int, num_images: int, sigmas: tuple[float, ...
 
 
 def path_readings(paths: Any, dataset: Any, *, whole: bool) -> np.ndarray:
-    """Return the reading of every point of a population of paths, (paths, rows).
-
-    Args:
-        paths: The population.
-        dataset: Its data.
-        whole: Whether flat ground counts.
-    """
+    """Return the reading of every point, (paths, rows); `whole` counts flat ground."""
     read = whole_readings if whole else readings
     points = np.asarray(dataset.to_pixels(np.asarray(paths.points)))
     found = np.empty(points.shape[:2])
@@ -136,24 +125,10 @@ def rms(displacements: Any, std: Any) -> np.ndarray:
 
 @jax.jit
 def kernel_parts(model: Any, origins: Any, points: Any) -> Any:
-    """Split off the noise of each path: the part of x - origin in ker G at its origin.
-
-    Args:
-        model: The classifier.
-        origins: (paths, H, W, channels).
-        points: (paths, rows, H, W, channels).
-
-    Returns:
-        As points.
-    """
+    """Return the part of x − origin in ker G at the origin, for points (paths, rows, …)."""
 
     def one(pair: Any) -> Any:
         origin, rows = pair
         return jax.vmap(lambda x: foliax.project_kernel(model, origin, x - origin))(rows)
 
     return jax.lax.map(one, (origins, points), batch_size=16)
-
-
-def at_displacement(displacement: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return, for each path, the row whose displacement is nearest to the one wanted."""
-    return np.abs(displacement - wanted[:, None]).argmin(axis=1)

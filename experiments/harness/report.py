@@ -1,37 +1,30 @@
-"""The report: what each claim says, its pictures, its numbers, and what held.
+"""The report: what each claim says, its pictures, its numbers, and whether it holds.
 
 A table cell names a number of results.json by its path, so that nothing can be quoted that is not
 in there; the page keeps that path in a `data` element.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness.common import plain, write_text
+from experiments.harness.files import plain, provenance, write_json, write_text
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbf9; --ink: #22262b; --soft: #5c646d;
-  --line: #d9dbda; --card: #f1f1ed; --good: #00724f; --half: #8a5a00; --bad: #a33c00; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e4e4e0; --soft: #a2a9b1;
-  --line: #383d43; --card: #1f2226; --good: #4cc9a0; --half: #e6b04a; --bad: #f08a52; } }
-body { background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
-  max-width: 70rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { line-height: 1.2; } h2 { margin: 3rem 0 .3rem; border-top: 1px solid var(--line);
-  padding-top: 1.6rem; line-height: 1.25; }
-p { max-width: 46rem; } .claim { color: var(--soft); font-style: italic; margin-top: 0; }
-.verdict { background: var(--card); border-left: 4px solid var(--soft); padding: .6rem .9rem; }
-.verdict b { text-transform: uppercase; letter-spacing: .04em; font-size: .85em; }
-.holds { border-color: var(--good); } .holds b { color: var(--good); }
-.holds-in-part { border-color: var(--half); } .holds-in-part b { color: var(--half); }
-.does-not-hold { border-color: var(--bad); } .does-not-hold b { color: var(--bad); }
-figure { margin: 1.4rem 0; } figcaption { color: var(--soft); font-size: .92rem; max-width: 46rem; }
-img { max-width: 100%; height: auto; border-radius: 4px; display: block; margin-bottom: .4rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .9rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } th { font-weight: 600; }
-code { background: var(--card); padding: 0 .25em; border-radius: 3px; }
+:root { color-scheme: light dark; font: 16px/1.55 system-ui, sans-serif;
+  --good: light-dark(#00724f, #4cc9a0); --half: light-dark(#8a5a00, #e6b04a);
+  --bad: light-dark(#a33c00, #f08a52); }
+body { max-width: 70rem; margin: 2rem auto; padding: 0 1.2rem; } p { max-width: 46rem; }
+h2 { margin: 3rem 0 .3rem; border-top: 1px solid; padding-top: 1.6rem; }
+.claim, figcaption { opacity: .75; max-width: 46rem; } .claim { font-style: italic; }
+.verdict { border-left: 4px solid; padding: .3rem .9rem; }
+.holds b { color: var(--good); } .holds-in-part b { color: var(--half); }
+.does-not-hold b { color: var(--bad); }
+figure { margin: 1.4rem 0; } img { max-width: 100%; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .25rem .9rem; border-bottom: 1px solid; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
 """
 
 
@@ -41,11 +34,11 @@ def section(
     claim: str,
     verdict: tuple[str, str],
     numbers: Mapping[str, Any],
-    pictures: Sequence[tuple[str, str]],
+    pictures: Mapping[str, str] | Sequence[tuple[str, str]],
     columns: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """Put together what an experiment found.
+    """Put together what an experiment found; everything but `table` belongs in results.json.
 
     Args:
         title: Heading.
@@ -55,9 +48,6 @@ def section(
         pictures: File names and captions.
         columns: Header of the table, the first for the row labels.
         rows: Each a label and the dotted paths of its numbers; an empty path leaves a gap.
-
-    Returns:
-        A dictionary; everything but `table` belongs in results.json.
     """
     return {
         "title": title,
@@ -65,9 +55,14 @@ def section(
         "outcome": verdict[0],
         "verdict": verdict[1],
         "numbers": plain(numbers),
-        "pictures": [{"file": file, "caption": text} for file, text in pictures],
+        "pictures": [{"file": file, "caption": text} for file, text in dict(pictures).items()],
         "table": {"columns": list(columns), "rows": [list(row) for row in rows]},
     }
+
+
+def rows_of(columns: Sequence[str], quoted: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Return rows that quote the same number of every column: `column.path`."""
+    return [[label, *(f"{column}.{path}" for column in columns)] for label, path in quoted]
 
 
 def look_up(numbers: Mapping[str, Any], path: str) -> Any:
@@ -78,33 +73,71 @@ def look_up(numbers: Mapping[str, Any], path: str) -> Any:
     return found
 
 
+def without_tables(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of each section what belongs in results.json."""
+    return {
+        name: {key: value for key, value in found.items() if key != "table"}
+        for name, found in sections.items()
+    }
+
+
+def write_results(
+    folder: Path,
+    title: str,
+    intro: Sequence[str],
+    sections: Mapping[str, Any],
+    *,
+    run: Mapping[str, Any],
+    **more: Any,
+) -> dict[str, Any]:
+    """Write the report, results.json and run.json, say what held; return the results.
+
+    `run` holds the seed, the seconds, and what else run.json says, and `more` what results.json
+    holds besides the claims.
+    """
+    results = {**more, "claims": without_tables(sections)}
+    write_report(folder, title, intro, sections)
+    write_json(folder / "results.json", results)
+    write_json(folder / "run.json", {**provenance(run["seed"], run["seconds"]), **run})
+    for name, found in sections.items():
+        print(f"{name} {found['outcome']}: {found['title']}\n{found['verdict']}")
+    print(f"report: {folder / 'report.html'}")
+    return results
+
+
 def write_report(
     folder: Path, title: str, intro: Sequence[str], sections: Mapping[str, Any]
 ) -> None:
-    """Write report.html and report.md into a folder that holds the pictures.
-
-    Args:
-        folder: The output folder.
-        title: Heading of the page.
-        intro: Paragraphs before the first section.
-        sections: Name of each claim, and what `section` gave.
-    """
+    """Write report.html and report.md into a folder that holds the pictures."""
     write_text(folder / "report.html", _html(title, intro, sections))
     write_text(folder / "report.md", _markdown(title, intro, sections))
 
 
 def _html(title: str, intro: Sequence[str], sections: Mapping[str, Any]) -> str:
     e = html.escape
-    body = [f"<h1>{e(title)}</h1>", *(f"<p>{e(text)}</p>" for text in intro), _overview(sections)]
+    overview = (
+        f'<tr><td><a href="#{e(name)}">{e(name)}</a> {e(found["title"])}</td>'
+        f"<td>{e(found['outcome'])}</td></tr>"
+        for name, found in sections.items()
+    )
+    body = [
+        f"<h1>{e(title)}</h1>",
+        *(f"<p>{e(text)}</p>" for text in intro),
+        f'<div class="wide"><table>{"".join(overview)}</table></div>',
+    ]
     for name, found in sections.items():
         kind = found["outcome"].replace(" ", "-")
         body += [
             f'<h2 id="{e(name)}">{e(name)}: {e(found["title"])}</h2>',
             f'<p class="claim">{e(found["claim"])}</p>',
             f'<p class="verdict {kind}"><b>{e(found["outcome"])}</b> {e(found["verdict"])}</p>',
-            *(_html_picture(picture) for picture in found["pictures"]),
-            _html_table(name, found),
         ]
+        for picture in found["pictures"]:
+            file, text = e(picture["file"]), e(picture["caption"])
+            body.append(
+                f'<figure><img src="{file}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+            )
+        body.append(_html_table(name, found))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -114,38 +147,18 @@ def _html(title: str, intro: Sequence[str], sections: Mapping[str, Any]) -> str:
     )
 
 
-def _overview(sections: Mapping[str, Any]) -> str:
-    e = html.escape
-    rows = (
-        f'<tr><td><a href="#{e(name)}">{e(name)}</a> {e(found["title"])}</td>'
-        f"<td>{e(found['outcome'])}</td></tr>"
-        for name, found in sections.items()
-    )
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
-
-
-def _html_picture(picture: Mapping[str, str]) -> str:
-    file, text = html.escape(picture["file"], quote=True), html.escape(picture["caption"])
-    return f'<figure><img src="{file}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
 def _html_table(name: str, found: Mapping[str, Any]) -> str:
-    columns, rows = found["table"]["columns"], found["table"]["rows"]
+    head, *rows = _cells(found)
     if not rows:
         return ""
-
-    def cell(path: str) -> str:
-        if not path:
-            return "<td></td>"
-        text = _number(look_up(found["numbers"], path))
-        return f'<td><data value="{html.escape(name)}.{html.escape(path)}">{text}</data></td>'
-
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = (
-        f"<tr><td>{html.escape(row[0])}</td>{''.join(cell(path) for path in row[1:])}</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    paths = (row[1:] for row in found["table"]["rows"])
+    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
+    for (label, *cells), row in zip(rows, paths, strict=True):
+        lines.append(f"<td>{html.escape(label)}</td>")
+        for cell, path in zip(cells, row, strict=True):
+            place = html.escape(f"{name}.{path}")
+            lines[-1] += f'<td><data value="{place}">{cell}</data></td>' if path else "<td></td>"
+    return f'<div class="wide"><table><tr>{"</tr><tr>".join(lines)}</tr></table></div>'
 
 
 def _markdown(title: str, intro: Sequence[str], sections: Mapping[str, Any]) -> str:
@@ -155,17 +168,29 @@ def _markdown(title: str, intro: Sequence[str], sections: Mapping[str, Any]) -> 
         lines += [f"**{found['outcome']}**: {found['verdict']}", ""]
         for picture in found["pictures"]:
             lines += [f"![{picture['caption']}]({picture['file']})", "", picture["caption"], ""]
-        columns, rows = found["table"]["columns"], found["table"]["rows"]
-        if rows:
-            lines += [
-                "| " + " | ".join(columns) + " |",
-                "|---" + "|---:" * (len(columns) - 1) + "|",
-            ]
-            for label, *paths in rows:
-                cells = (_number(look_up(found["numbers"], p)) if p else "" for p in paths)
-                lines.append("| " + " | ".join([label, *cells]) + " |")
-            lines.append("")
+        if found["table"]["rows"]:
+            lines += [markdown_table(_cells(found)), ""]
     return "\n".join(lines)
+
+
+def _cells(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return the table of a section as it is written: its header, then its rows."""
+    rows = (
+        [label, *(_number(look_up(found["numbers"], path)) if path else "" for path in paths)]
+        for label, *paths in found["table"]["rows"]
+    )
+    return [found["table"]["columns"], *rows]
+
+
+def markdown_table(lines: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, aligned: the first line is its header, the first column labels."""
+    head, *rows = lines
+    widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
+    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
+        for line in (head, rule, *rows)
+    )
 
 
 def _number(value: Any) -> str:

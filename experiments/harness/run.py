@@ -1,6 +1,6 @@
 """One run of a script: its output folder, its devices, and what it says when it cannot go on.
 
-`in_parts` and `sweep` are how scripts run what is long: cut over the devices, and kept in the
+`in_parts` and `sweep` are how scripts run what is long: shared among the devices, and kept in the
 output folder part by part, so that a run that was stopped at any moment goes on near where it was.
 """
 
@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -25,22 +25,22 @@ from foliax._fingerprint import digest_arrays, spelled
 from foliax._folders import Busy, alone
 
 _MESH: ContextVar[Any] = ContextVar("mesh", default=None)
-_KEPT: ContextVar[Path | None] = ContextVar("kept", default=None)
-_KEPT_AT_ONCE = 8  # rows of a population on a CPU device, between two looks at the disk
+_PARTS: ContextVar[Path | None] = ContextVar("parts", default=None)  # the folder they are kept in
+_ROWS_AT_ONCE = 8  # rows of a population on a CPU device, between two writes to the disk
 
 
 @contextmanager
 def running(
     name: str, out: Path, *, devices: int | None = None, hosts: bool = False
 ) -> Iterator[Path]:
-    """Hold an output folder for one run, and set the devices that share its populations.
+    """Lock an output folder for one run, and set the devices that share its populations.
 
     What a caller can put right ends the program in one line, `name: what is wrong`.
 
     Args:
         name: The script.
         out: Its output folder.
-        devices: How many devices; None for all that JAX sees.
+        devices: How many devices; None for all that JAX finds.
         hosts: Whether it may run in several processes, as the environment says (see
             `foliax.sharding.initialize`). All compute, the first one writes.
 
@@ -54,12 +54,14 @@ def running(
                 f"it runs in one process, got JAX_NUM_PROCESSES={jax.process_count()}; --devices "
                 "shares the devices of one host"
             )
+        found = sharding.mesh(devices)
         with (
-            _over(devices),
-            _aside() if jax.process_index() else _held(out) as folder,
-            nullcontext() if several else _keeping(folder / ".parts"),
+            _setting(_MESH, found if found.size > 1 else None),
+            _silenced() if jax.process_index() else _locked(out) as folder,
+            _setting(_PARTS, None if several else folder / ".parts"),
         ):
             yield folder
+            shutil.rmtree(folder / ".parts", ignore_errors=True)
     except (Busy, ImportError, OSError, ValueError) as error:
         raise SystemExit(f"{name}: {error}") from error
 
@@ -67,6 +69,16 @@ def running(
 def mesh() -> Any:
     """Return the mesh that populations are shared on; None for one device."""
     return _MESH.get()
+
+
+def on_cpu() -> bool:
+    """Tell whether paths are best run one by one: on a CPU one alone is as fast."""
+    return jax.default_backend() == "cpu"
+
+
+def keeping_nothing() -> AbstractContextManager[None]:
+    """Have parts computed anew, as where they are timed."""
+    return _setting(_PARTS, None)
 
 
 def in_parts(fn: Any, model: Any, *stacked: Any, rows: int = 1) -> Any:
@@ -81,35 +93,19 @@ def in_parts(fn: Any, model: Any, *stacked: Any, rows: int = 1) -> Any:
         model: The classifier.
         *stacked: Arrays of N rows each, N ≥ 1.
         rows: Rows of a part on a CPU.
-
-    Returns:
-        What fn returns for all rows, as NumPy's.
-
-    Raises:
-        ValueError: If there are no rows.
     """
     shared, count = mesh(), len(stacked[0])
     if not count:
         raise ValueError("stacked must hold at least one row, got none")
     devices = 1 if shared is None else shared.size
-    size, batch = (rows, _KEPT_AT_ONCE * devices) if on_cpu() else (-(-count // devices), devices)
+    size, batch = (rows, _ROWS_AT_ONCE * devices) if on_cpu() else (-(-count // devices), devices)
     cut = tuple(_cut(np.asarray(rows), size) for rows in stacked)
     found = sweep(_with_arrays(fn, cut[0].dtype), model, cut, batch=batch, block=1)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
 
 
 def sweep(fn: Any, model: Any, inputs: Any, **options: Any) -> Any:
-    """Run `foliax.sweep` over the devices of the run, and keep what is done until the run ends.
-
-    Args:
-        fn: As there.
-        model: As there.
-        inputs: As there.
-        **options: As there, without `out` and `mesh`.
-
-    Returns:
-        What it returns, in memory.
-    """
+    """Run `foliax.sweep` over the devices of the run, and keep what is done until the run ends."""
     folder = _folder(fn, model, inputs, options)
     run = partial(foliax.sweep, fn, model, inputs, mesh=mesh(), **options)
     try:
@@ -120,11 +116,6 @@ def sweep(fn: Any, model: Any, inputs: Any, **options: Any) -> Any:
         shutil.rmtree(folder)  # what another program left, or what is damaged: nobody's result yet
         found = run(out=folder)
     return jax.tree.map(np.array, found)
-
-
-def on_cpu() -> bool:
-    """Tell whether paths are best run one by one: on a CPU one alone is as fast."""
-    return jax.default_backend() == "cpu"
 
 
 def _with_arrays(fn: Any, dtype: Any) -> Any:
@@ -147,50 +138,28 @@ def _cut(rows: np.ndarray, size: int) -> np.ndarray:
 
 def _folder(fn: Any, model: Any, inputs: Any, options: Any) -> Path | None:
     """Return where a sweep is kept: one folder for the same work, whatever asks for it."""
-    kept = _KEPT.get()
-    if kept is None:
+    parts = _PARTS.get()
+    if parts is None:
         return None
     if isinstance(fn, partial):  # a pytree, whose arrays count
         fn = Partial(fn.func, *fn.args, **fn.keywords)
-    arrays = jax.tree.map(np.asarray, inputs)
-    said = f"{spelled(fn)} {digest_arrays((fn, model, arrays))} {sorted(options.items())}"
-    return kept / hashlib.sha256(f"{said} {mesh()}".encode()).hexdigest()[:16]
+    arrays = digest_arrays((fn, model, jax.tree.map(np.asarray, inputs)))
+    work = f"{spelled(fn)} {arrays} {sorted(options.items())} {mesh()}"
+    return parts / hashlib.sha256(work.encode()).hexdigest()[:16]
 
 
 @contextmanager
-def _keeping(folder: Path) -> Iterator[None]:
-    """Keep parts in a folder, which goes when the run has come to its end."""
-    token = _KEPT.set(folder)
+def _setting(variable: ContextVar, value: Any) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _KEPT.reset(token)
-    shutil.rmtree(folder, ignore_errors=True)
+        variable.reset(token)
 
 
 @contextmanager
-def keeping_nothing() -> Iterator[None]:
-    """Have parts computed anew, as where they are timed."""
-    token = _KEPT.set(None)
-    try:
-        yield
-    finally:
-        _KEPT.reset(token)
-
-
-@contextmanager
-def _over(devices: int | None) -> Iterator[None]:
-    found = sharding.mesh(devices)
-    token = _MESH.set(found if found.size > 1 else None)
-    try:
-        yield
-    finally:
-        _MESH.reset(token)
-
-
-@contextmanager
-def _aside() -> Iterator[Path]:
-    """Let nothing be seen of this process."""
+def _silenced() -> Iterator[Path]:
+    """Let this process print nothing, and write where nobody looks."""
     with (
         open(os.devnull, "w") as nowhere,
         redirect_stdout(nowhere),
@@ -201,6 +170,6 @@ def _aside() -> Iterator[Path]:
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[Path]:
+def _locked(out: Path) -> Iterator[Path]:
     with alone(out, ".lock"):
         yield out

@@ -1,4 +1,4 @@
-"""A training to look at: made here, gone on with, or read from an earlier run."""
+"""A training to look at: made here, continued, or read from an earlier run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,11 +6,9 @@ from typing import Any
 
 from flax import nnx
 
-from experiments.harness.common import in_words
+from experiments.harness.networks import build, in_words
 from foliax import zoo
 from foliax.zoo import checkpoints
-
-_HIDDEN = 48
 
 
 @dataclass(frozen=True)
@@ -41,30 +39,21 @@ class Trained:
 def obtain(
     dataset: str, *, epochs: int, learning_rate: float, seed: int, out: Path, checkpoint: str
 ) -> Trained:
-    """Return a training: the one in `checkpoint`, or with "auto" that in `out`, made if need be.
+    """Return the training in the folder `checkpoint`, or with "auto" that in `out`.
 
-    Args:
-        dataset: Name of the data set.
-        epochs: How long to train.
-        learning_rate: Of plain SGD.
-        seed: Of the training.
-        out: Where checkpoints go.
-        checkpoint: "auto", or the folder of an earlier training, which is left as it is.
-
-    Returns:
-        The training.
+    The latter is made, or continued, if need be: a small dense network by plain SGD.
 
     Raises:
         ValueError: If the earlier training was on another data set.
     """
     data = zoo.load_dataset(dataset)
-    folder = out if checkpoint == "auto" else Path(checkpoint)
     if checkpoint == "auto":
-        size = data.train_x[0].size
-        model = zoo.MLP((size, _HIDDEN, data.num_classes), rngs=nnx.Rngs(seed))
         config = zoo.TrainConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
-        zoo.train(model, data, config, out=out)
-    there = tuple(epoch for epoch in zoo.epochs(folder) if checkpoint != "auto" or epoch <= epochs)
+        zoo.train(build("mlp", data, seed=seed), data, config, out=out)
+        folder, there = out, tuple(epoch for epoch in zoo.epochs(out) if epoch <= epochs)
+    else:
+        folder = Path(checkpoint)
+        there = tuple(zoo.epochs(folder))
     newest = checkpoints.read(folder, there[-1])
     assert newest is not None  # an epoch asked for is read, or an error is raised
     settings = newest.info["training"]

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from experiments import cifar
-from experiments.harness import command as _command
-from experiments.harness.common import load
+from experiments.harness import command
+from experiments.harness.networks import build, load
 from experiments.harness.photographs import PHOTOGRAPHS, QUICK, photographs, renormalised
 from foliax import zoo
 
@@ -31,7 +31,7 @@ def test_cuts_have_the_shape_of_cifar_and_all_labels(cuts):
 
 
 def test_images_can_be_normalised_anew(cuts):
-    again = renormalised(cuts, 0.5, 0.5)
+    again = renormalised(cuts)
     np.testing.assert_allclose(
         again.to_pixels(again.test_x), cuts.to_pixels(cuts.test_x), atol=1e-5
     )
@@ -41,10 +41,10 @@ def test_images_can_be_normalised_anew(cuts):
 
 def test_a_network_is_trained_and_its_leaf_walked(tmp_path, monkeypatch):
     small = zoo.MLP((3072, 4, 7), rngs=nnx.Rngs(0))  # compiles in a moment
-    monkeypatch.setattr(cifar, "network", lambda *_: small)
-    command = cifar.Command(out=tmp_path, quick=True, steps=4, save_every=2)
+    monkeypatch.setattr(cifar, "build", lambda *_, **__: small)
+    options = cifar.Command(out=tmp_path, quick=True, steps=4, save_every=2)
     with jax.enable_x64(False):
-        results = _command.perform(command, cifar.measure_command, title="cifar")
+        results = command.perform(options, cifar.measure_command, title="cifar")
     assert results["setting"]["network"] == "colour_cnn, epoch 1 on photographs"
     numbers = results["claims"]["S8"]["numbers"]
     assert numbers["exact"]["noise"]["estimator"] == "estimate_sigma"
@@ -82,8 +82,8 @@ def test_the_papers_weights_give_their_logits(reference, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "layers"), [("colour_cnn", 3), ("vgg11", 8)])
-def test_networks_of_colour_are_made_by_name(name, layers):
-    model = nnx.eval_shape(lambda: cifar.network(name, 7, 0))
+def test_networks_of_colour_are_made_by_name(name, layers, cuts):
+    model = nnx.eval_shape(lambda: build(name, cuts))
     assert len(model.convs) == layers
 
 

@@ -1,6 +1,7 @@
 """The claims are measured cell by cell, kept, and put in a table that quotes what was measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -45,13 +46,13 @@ def test_what_is_measured_is_not_measured_again(small, monkeypatch):
     def never(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(claims.Populations, "section", never)
+    monkeypatch.setattr(claims, "MEASURES", dict.fromkeys(claims.CLAIMS, never))
     before = (config.out / "results.json").read_bytes()
     with jax.enable_x64(False):
         assert claims.run(config) == results
         assert (config.out / "results.json").read_bytes() == before
         with pytest.raises(AssertionError, match="measured again"):  # of other sizes
-            claims.run(claims.replace(config, pairs=3))
+            claims.run(replace(config, pairs=3))
 
 
 @pytest.mark.slow
@@ -72,10 +73,9 @@ def test_networks_are_named_with_their_epochs(tmp_path):
         (folder / "_CHECKPOINT_METADATA").write_text("{}")
     place = str(tmp_path / "mine")
     config = claims.Config(networks=(f"{place}@1,2", "digits_mlp", "cnn.npz"))
-    keys = [source.key for source in claims.sources(config)]
-    assert keys == ["mine-1", "mine-2", "digits_mlp", "cnn"]
+    assert list(claims.sources(config)) == ["mine-1", "mine-2", "digits_mlp", "cnn"]
     newest = claims.sources(claims.Config(networks=(place,)))
-    assert newest[0].where == {"checkpoint": Path(place), "epoch": 2}
+    assert newest == {"mine-2": {"checkpoint": Path(place), "epoch": 2}}
     assert len(claims.sources(claims.Config(networks=(f"{place}@all",)))) == 2
     with pytest.raises(ValueError, match="got twice"):
         claims.sources(claims.Config(networks=(f"{place}@1", f"{place}@1")))
@@ -84,6 +84,6 @@ def test_networks_are_named_with_their_epochs(tmp_path):
 
 
 def test_quick_is_small():
-    config = claims.Config(quick=True).effective()
+    config = claims.Config(quick=True)
     assert config.pairs < claims.Config().pairs
     assert config.steps < claims.Config().steps

@@ -11,10 +11,11 @@ from flax import nnx
 from PIL import Image
 
 from experiments import data_leaf, dynamics, kernel, leaf_map, noise_leaf, noise_level
-from experiments.harness import command as _command
-from experiments.harness.common import load, papers_network, walks
-from experiments.harness.population import box_excess
+from experiments.harness import command
+from experiments.harness.networks import load, papers_network
+from experiments.harness.populations import box_excess
 from experiments.harness.run import running
+from experiments.harness.study import Sizes, Study, places
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -32,14 +33,16 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(params=COMMANDS)
-def ran(request, tmp_path):
+@pytest.fixture(scope="module", params=COMMANDS)
+def ran(request, tmp_path_factory, quick_compilation):
     """Return the name of a command, its output folder, the claim, and what it returned."""
-    module, command, claim = COMMANDS[request.param]
-    command = replace(command, out=tmp_path)
+    module, options, claim = COMMANDS[request.param]
+    out = tmp_path_factory.mktemp(request.param)
     with jax.enable_x64(False):
-        results = _command.perform(command, module.measure_command, title=request.param)
-    return request.param, tmp_path, claim, results
+        results = command.perform(
+            replace(options, out=out), module.measure_command, title=request.param
+        )
+    return request.param, out, claim, results
 
 
 def test_a_command_writes_numbers_pictures_and_every_point(ran):
@@ -65,10 +68,9 @@ def test_a_command_writes_numbers_pictures_and_every_point(ran):
         assert all(0 < p <= 1 for p in path["probability"])
 
 
-def test_a_population_says_how_walks_ended(tmp_path):
-    with jax.enable_x64(False):
-        command = replace(LEAF, out=tmp_path)
-        found = _command.perform(command, data_leaf.measure_command, title="leaf")
+@pytest.mark.parametrize("ran", ["data_leaf"], indirect=True)
+def test_a_population_says_how_walks_ended(ran):
+    *_, found = ran
     for scheme in ("exact", "published"):
         numbers = found["claims"]["S3"]["numbers"][scheme]
         assert sum(numbers["ended"].values()) == pytest.approx(1)
@@ -83,13 +85,13 @@ def test_a_population_says_how_walks_ended(tmp_path):
 
 def test_a_pair_is_the_one_that_is_named():
     data = zoo.load_digits()
-    config = data_leaf.Config(num_pairs=1, start=3, end=17)
-    xs, targets = data_leaf.pairs(data, config)
+    study = Study(None, data, Sizes(pairs=1, start=3, end=17))
+    xs, targets = study.pair()
     np.testing.assert_array_equal(xs[0], data.test_x[3])
     np.testing.assert_array_equal(targets[0], data.test_x[17])
-    _, flipped = data_leaf.pairs(data, config, mirrored=True)
+    _, flipped = study.pair("mirrored")
     np.testing.assert_array_equal(flipped[0], data.test_x[17][:, ::-1])
-    starts, ends = data_leaf.places(data, replace(config, end=None), mirrored=True)
+    starts, ends = places(data, replace(study.sizes, end=None), mirrored=True)
     assert starts.tolist() == [3]
     assert data.test_y[ends[0]] in (2, 3, 4, 5, 6, 7, 9)
 
@@ -97,35 +99,30 @@ def test_a_pair_is_the_one_that_is_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_pairs": 2}, "name one pair, got them for 2"),
+        ({"pairs": 2}, "name one pair, got them for 2"),
         ({"start": 360}, r"start must be in 0 … 359"),
-        ({"start": None, "end": None, "num_pairs": 300}, "too many for 360"),
+        ({"start": None, "end": None, "pairs": 300}, "fewer for 360 test images, got 300"),
     ],
 )
 def test_pairs_that_cannot_be_are_refused(change, message):
-    config = replace(data_leaf.Config(num_pairs=1, start=3, end=17), **change)
+    sizes = replace(Sizes(pairs=1, start=3, end=17), **change)
     with pytest.raises(ValueError, match=message):
-        data_leaf.pairs(zoo.load_digits(), config)
+        places(zoo.load_digits(), sizes)
 
 
 def test_starts_are_drawn_or_named():
-    command = _command.Command(pairs=3, seed=1)
-    assert len(set(command.starts(360).tolist())) == 3
-    leaf, _ = data_leaf.places(zoo.load_digits(), data_leaf.Config(num_pairs=3, seed=1))
-    np.testing.assert_array_equal(command.starts(360), leaf)
-    assert replace(command, pairs=1, start=7).starts(360).tolist() == [7]
+    options = command.Command(pairs=3, seed=1)
+    assert len(set(options.starts(360).tolist())) == 3
+    leaf, _ = places(zoo.load_digits(), Sizes(pairs=3, seed=1))
+    np.testing.assert_array_equal(options.starts(360), leaf)
+    assert replace(options, pairs=1, start=7).starts(360).tolist() == [7]
     with pytest.raises(ValueError, match="start names one image, got it for 3"):
-        replace(command, start=7).starts(360)
+        replace(options, start=7).starts(360)
 
 
 def test_the_command_line_takes_images_for_pairs():
-    command = tyro.cli(kernel.Command, args=["--images", "4", "--dataset", "digits"])
-    assert (command.pairs, command.dataset) == (4, "digits")
-
-
-def test_strips_need_rows_that_are_kept():
-    with pytest.raises(ValueError, match="show_every must be a multiple of save_every = 5, got 7"):
-        kernel._shown(kernel.Config(show_every=7))
+    options = tyro.cli(kernel.Command, args=["--images", "4", "--dataset", "digits"])
+    assert (options.pairs, options.dataset) == (4, "digits")
 
 
 def test_noise_grows_with_the_size_of_an_image():
@@ -137,16 +134,15 @@ def test_noise_grows_with_the_size_of_an_image():
 
 
 def test_the_map_of_the_leaf_has_its_start_in_the_middle(tmp_path):
-    command = leaf_map.Command(start=3, half=1, spacing=0.5, out=tmp_path)
+    loaded = load()
+    model, data, xs = loaded.model, loaded.dataset, loaded.dataset.test_x[[3]]
     with jax.enable_x64(False):
-        loaded = command.load()
-        found, (survey,) = leaf_map.run(
-            loaded.model, loaded.dataset, tmp_path, leaf_map.Config(half=1, spacing=0.5),
-            loaded.dataset.test_x[[3]],
-        )  # fmt: skip
-    assert survey.labels.shape == survey.probabilities.shape == (3, 3)
-    np.testing.assert_array_equal(survey.points[1, 1], loaded.dataset.test_x[3])
-    steps = np.linalg.norm((survey.points[:, 1] - survey.points[1, 1]).reshape(3, -1), axis=1)
+        found, labels, p = leaf_map.run(model, data, tmp_path, xs, half=1, spacing=0.5)
+        (vectors,) = leaf_map.eigenpairs(model, xs)[1]
+        points = leaf_map.survey(model, data, xs[0], vectors, half=1, spacing=0.5)
+    assert labels.shape == p.shape == (1, 3, 3)
+    np.testing.assert_array_equal(points[1, 1], xs[0])
+    steps = np.linalg.norm((points[:, 1] - points[1, 1]).reshape(3, -1), axis=1)
     np.testing.assert_allclose(steps, [0.5, 0, 0.5], rtol=0.1)  # the path may bend
     assert found["numbers"]["nearest_over_start"]["least"] > 0
     assert {path.name for path in tmp_path.iterdir()} >= {
@@ -172,12 +168,12 @@ def training(tmp_path_factory):
 
 
 def test_dynamics_follows_test_images_over_the_epochs(training, tmp_path):
-    command = dynamics.Command(checkpoint=training, pairs=3, out=tmp_path)
+    options = dynamics.Command(checkpoint=training, pairs=3, out=tmp_path)
     with jax.enable_x64(False):
-        results = _command.perform(command, dynamics.measure_command, title="dynamics")
-    watched = results["claims"]["S2"]["numbers"]["test_images"]
-    assert list(watched) == ["1", "2"]
-    assert watched["1"]["rank"]["largest"] <= 9
+        results = command.perform(options, dynamics.measure_command, title="dynamics")
+    measured = results["claims"]["S2"]["numbers"]["test_images"]
+    assert list(measured) == ["1", "2"]
+    assert measured["1"]["rank"]["largest"] <= 9
     (first, *rest) = json.loads((tmp_path / "paths.json").read_text())["S2"]
     assert len(rest) == 2
     assert first["epoch"] == [1, 2]
@@ -230,13 +226,13 @@ def test_a_training_on_other_data_is_refused(training):
 
 def test_what_would_fail_late_is_refused_at_once():
     data = zoo.load_digits()
+    same = Sizes(pairs=1, start=3, end=3)
     with pytest.raises(ValueError, match="start and end must be two images, got 3 for both"):
-        data_leaf.places(data, data_leaf.Config(num_pairs=1, start=3, end=3))
-    mirrored = data_leaf.Config(num_pairs=1, start=3, end=3)
-    assert data_leaf.places(data, mirrored, mirrored=True) == (3, 3)
-    for config in (data_leaf.Config, kernel.Config):
+        places(data, same)
+    assert places(data, same, mirrored=True) == (3, 3)
+    for steps in ("steps", "drift_steps", "noise_steps"):
         with pytest.raises(ValueError, match="save_every must divide the number of steps, 20, got"):
-            config(max_steps=20, save_every=50)
+            Sizes(**{"steps": 0, "drift_steps": 0, "noise_steps": 0, steps: 20}, save_every=50)
     with pytest.raises(ValueError, match="show_every must be a multiple of save_every = 10"):
         kernel.measure_command(kernel.Command(save_every=10))
 
@@ -259,17 +255,14 @@ def test_another_checkpoint_compiles_nothing(training, tmp_path):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: counted.append(event) if "backend_compile" in event else None
     )
-    leaf = data_leaf.Config(num_pairs=2, max_steps=20, save_every=5)
-    drift = kernel.Config(num_images=2, max_steps=20, save_every=5, show_every=10)
+    sizes = Sizes(pairs=2, steps=20, drift_steps=20, noise_steps=0)
 
     def reproduce(epoch):
         with jax.enable_x64(False), running("test", tmp_path):
             model, data, _ = load(checkpoint=training, epoch=epoch)
-            xs, targets = data_leaf.pairs(data, leaf)
-            paths = data_leaf.walk_pairs(model, data, xs, targets, leaf)
-            data_leaf.measure(model, paths["exact"], xs, targets, data)
-            drifted = kernel.drift_images(model, data, xs, drift)
-            kernel.measure(drifted["exact"], np.zeros(2, int), data)
+            study = Study(model, data, sizes)
+            data_leaf.measure(study, "exact", "test")
+            kernel.measure(study, "exact")
         return len(counted)
 
     first = reproduce(1)
@@ -289,18 +282,15 @@ def colourful():
 
 def test_colour_takes_the_deviation_of_its_channels(tmp_path):
     data = colourful()
-    model = zoo.MLP((192, 8, 3), rngs=nnx.Rngs(0))
-    leaf = data_leaf.Config(num_pairs=2, max_steps=20, save_every=5)
-    xs, targets = data_leaf.pairs(data, leaf)
+    study = Study(zoo.MLP((192, 8, 3), rngs=nnx.Rngs(0)), data, Sizes(pairs=2, steps=20))
+    xs, _ = study.pair()
     with jax.enable_x64(False):
-        path = walks(model, xs, targets, data.box, **leaf.options())
-        # The same path in the place of a kernel path: what is asked is how it is measured.
-        level = noise_level.run(
-            model, data, tmp_path, noise_level.Config(), leaf, kernel.Config(), path=path,
-            noisy=path,
-        )  # fmt: skip
-        walked = data_leaf.measure(model, path, xs, targets, data)
-        drifted = kernel.measure(path, [0, 0], data)
+        path = study.leaf("exact")
+        # The same path in the place of the others: what is asked is how it is measured.
+        study.once(("kernel", "exact"), lambda: path)
+        study.once(("test", "published"), lambda: path)
+        level = noise_level.run(study, tmp_path)
+        walked, drifted = data_leaf.measure(study, "exact", "test"), kernel.measure(study, "exact")
     moved = (np.asarray(path.points[:, -1]) - xs) * data.std
     expected = np.median(np.sqrt(np.mean(moved**2, axis=(1, 2, 3))))
     assert level["numbers"]["moved"]["leaf"]["median"] == pytest.approx(expected, 1e-4)

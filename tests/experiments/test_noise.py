@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.harness import noise as _noise
+from experiments.harness import noise
 from foliax import zoo
 
 RNG = np.random.default_rng(0)
@@ -14,45 +14,45 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
 def test_large_images_are_read_by_wavelets(shape):
-    noise = RNG.normal(0.5, 0.1, (20, *shape))
-    assert _noise.estimator(shape) == "estimate_sigma"
+    white = RNG.normal(0.5, 0.1, (20, *shape))
+    assert noise.estimator(shape) == "estimate_sigma"
     # Some 200 finest details an image: the mean over 20 is known to 2 %, and the edges take 5 %.
-    assert _noise.readings(noise).mean() == pytest.approx(0.1, rel=0.1)
-    assert _noise.whole_readings(noise).mean() == pytest.approx(0.1, rel=0.1)
+    assert noise.readings(white).mean() == pytest.approx(0.1, rel=0.1)
+    assert noise.whole_readings(white).mean() == pytest.approx(0.1, rel=0.1)
 
 
 def test_small_images_are_read_by_the_laplacian():
     images = RNG.random((4, 8, 8, 1))
-    assert _noise.estimator((8, 8, 1)) == "Laplacian"
-    np.testing.assert_array_equal(_noise.readings(images), _noise.laplacian(images))
-    np.testing.assert_array_equal(_noise.whole_readings(images), _noise.laplacian(images))
+    assert noise.estimator((8, 8, 1)) == "Laplacian"
+    np.testing.assert_array_equal(noise.readings(images), noise.laplacian(images))
+    np.testing.assert_array_equal(noise.whole_readings(images), noise.laplacian(images))
 
 
 def test_flat_ground_counts_in_the_reading_of_the_whole():
     image = np.zeros((1, 28, 28, 1))
     image[:, 8:20, 8:20] = RNG.normal(0.5, 0.1, (12, 12, 1))
-    assert _noise.readings(image)[0] > 0.05  # the textured part alone
-    assert _noise.whole_readings(image)[0] < 0.02
-    assert _noise.readings(0 * image)[0] == 0  # nothing to read, and no warning
+    assert noise.readings(image)[0] > 0.05  # the textured part alone
+    assert noise.whole_readings(image)[0] < 0.02
+    assert noise.readings(0 * image)[0] == 0  # nothing to read, and no warning
 
 
 def test_rms_takes_a_deviation_for_each_channel():
     displacements = np.ones((2, 5, 4, 4, 3))
     std = np.array([1.0, 2.0, 3.0], np.float32)
-    found = _noise.rms(displacements, std)
+    found = noise.rms(displacements, std)
     assert found.shape == (2, 5)
     np.testing.assert_allclose(found, np.sqrt(14 / 3))
-    np.testing.assert_allclose(_noise.rms(displacements, 0.5), 0.5)
+    np.testing.assert_allclose(noise.rms(displacements, 0.5), 0.5)
 
 
 def test_calibration_of_large_images_gives_back_the_noise_added():
     pixels = np.full((30, 28, 28, 1), 0.5) + RNG.normal(0, 0.01, (30, 28, 28, 1))
     labels = np.arange(30) % 2
     data = zoo.from_arrays("flat", (pixels, labels), (pixels, labels), class_names=("a", "b"))
-    known = _noise.calibrate(data, 0, 30, (0.0, 0.05, 0.1, 0.2))
+    known = noise.calibrate(data, 0, 30, (0.0, 0.05, 0.1, 0.2))
     assert (np.diff(known.means) > 0).all()
     noisy = data.noisy(data.test_x, 0.07, jax.random.key(3))
-    reading = _noise.whole_readings(data.to_pixels(noisy)).mean()
+    reading = noise.whole_readings(data.to_pixels(noisy)).mean()
     assert known.sigma(reading) == pytest.approx(0.07, abs=0.01)
 
 
@@ -61,5 +61,5 @@ def test_a_path_is_read_up_to_its_end_and_repeated():
     points[:, 3] = points[:, 2]
     paths = SimpleNamespace(points=points, steps=np.array([[0, 5, 7, 7], [0, 5, 7, 7]]))
     data = SimpleNamespace(to_pixels=lambda x: x)
-    found = _noise.path_readings(paths, data, whole=False)
-    np.testing.assert_allclose(found, [_noise.laplacian(row) for row in points])
+    found = noise.path_readings(paths, data, whole=False)
+    np.testing.assert_allclose(found, [noise.laplacian(row) for row in points])

@@ -1,8 +1,7 @@
-"""The main job runs at smoke size, writes what it promises, and quotes only what it measured."""
+"""The main job runs at quick size, writes what it promises, and quotes only what it measured."""
 
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import jax
@@ -11,8 +10,11 @@ import pytest
 from PIL import Image
 
 from experiments import dynamics, reproduce
-from experiments.harness import noise as _noise
-from experiments.harness.common import caption, live_rows, outcome, plain, write_json
+from experiments.harness import noise
+from experiments.harness.files import plain, write_json
+from experiments.harness.outcomes import outcome
+from experiments.harness.pictures import caption
+from experiments.harness.populations import live_rows
 from experiments.harness.report import look_up, section
 from foliax import zoo
 
@@ -20,11 +22,11 @@ CLAIMS = ("S1", "S2", "S3", "S4", "S5", "S6", "S7")
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Return the output folder of a smoke run, in float32 as users run it, and its results."""
+def quick(tmp_path_factory):
+    """Return the output folder of a quick run, in float32 as users run it, and its results."""
     out = tmp_path_factory.mktemp("reproduce")
     with jax.enable_x64(False):
-        results = reproduce.run(reproduce.Config(epochs=2, out=out, smoke=True))
+        results = reproduce.run(reproduce.Config(epochs=2, out=out, quick=True))
     return out, results
 
 
@@ -49,8 +51,8 @@ class Page(HTMLParser):
 
 
 @pytest.mark.slow
-def test_everything_promised_is_written(smoke):
-    out, results = smoke
+def test_everything_promised_is_written(quick):
+    out, results = quick
     assert tuple(results["claims"]) == CLAIMS
     for name in ("results.json", "run.json", "report.html", "report.md"):
         assert (out / name).stat().st_size > 100
@@ -63,8 +65,8 @@ def test_everything_promised_is_written(smoke):
 
 
 @pytest.mark.slow
-def test_results_hold_all_that_the_report_quotes(smoke):
-    out, _ = smoke
+def test_results_hold_all_that_the_report_quotes(quick):
+    out, _ = quick
     text = (out / "report.html").read_text()
     results = json.loads((out / "results.json").read_text())
     page = Page(text)
@@ -86,8 +88,8 @@ def test_results_hold_all_that_the_report_quotes(smoke):
 
 
 @pytest.mark.slow
-def test_numbers_are_what_the_geometry_promises(smoke):
-    claims = smoke[1]["claims"]
+def test_numbers_are_what_the_geometry_promises(quick):
+    claims = quick[1]["claims"]
     ranks = claims["S1"]["numbers"]
     assert ranks["bound"] == 9
     assert ranks["rank"]["largest"] <= 9
@@ -110,17 +112,17 @@ def test_numbers_are_what_the_geometry_promises(smoke):
 
 
 @pytest.mark.slow
-def test_run_says_how_it_came_about(smoke):
-    run = json.loads((smoke[0] / "run.json").read_text())
+def test_run_says_how_it_came_about(quick):
+    run = json.loads((quick[0] / "run.json").read_text())
     assert {"command", "versions", "device", "seed", "seconds", "revision"} <= run.keys()
     assert run["versions"]["jax"] == jax.__version__
     assert set(CLAIMS) < run["seconds"].keys()
 
 
 @pytest.mark.slow
-def test_a_run_from_checkpoints_repeats_every_number(smoke, tmp_path):
-    out, _ = smoke
-    config = reproduce.Config(epochs=2, out=tmp_path, checkpoint=str(out), smoke=True)
+def test_a_run_from_checkpoints_repeats_every_number(quick, tmp_path):
+    out, _ = quick
+    config = reproduce.Config(epochs=2, out=tmp_path, checkpoint=str(out), quick=True)
     with jax.enable_x64(False):
         reproduce.run(config)
     assert (tmp_path / "results.json").read_bytes() == (out / "results.json").read_bytes()
@@ -128,7 +130,7 @@ def test_a_run_from_checkpoints_repeats_every_number(smoke, tmp_path):
 
 
 def test_checkpoint_must_exist(tmp_path):
-    config = reproduce.Config(out=tmp_path, checkpoint=str(tmp_path / "nowhere"), smoke=True)
+    config = reproduce.Config(out=tmp_path, checkpoint=str(tmp_path / "nowhere"), quick=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         reproduce.run(config)
 
@@ -148,13 +150,13 @@ def history(trace, accuracy):
 
 
 def test_choice_is_after_the_peak_and_accurate():
-    choice = dynamics.choose(history([1, 2, 3, 2, 1], [0.95, 0.8, 0.91, 0.99]), dynamics.Config())
+    choice = dynamics.choose(history([1, 2, 3, 2, 1], [0.95, 0.8, 0.91, 0.99]))
     assert (choice.epoch, choice.step) == (3, 3)
     assert "peak" in choice.reason
 
 
 def test_choice_falls_back_on_the_most_accurate_and_says_so():
-    choice = dynamics.choose(history([1, 2, 3], [0.5, 0.4]), dynamics.Config())
+    choice = dynamics.choose(history([1, 2, 3], [0.5, 0.4]))
     assert choice.epoch == 1
     assert "none ends at or after the peak" in choice.reason
 
@@ -194,22 +196,22 @@ def test_section_refuses_to_quote_what_was_not_measured():
 def test_laplacian_reads_white_noise_and_ignores_slopes():
     x = np.linspace(0, 1, 32)
     slope = (x[:, None] + 2 * x)[None, ..., None]
-    assert _noise.laplacian(slope)[0] == pytest.approx(0, abs=1e-12)
-    noise = np.random.default_rng(0).normal(0, 0.1, (20, 32, 32, 1))
+    assert noise.laplacian(slope)[0] == pytest.approx(0, abs=1e-12)
+    white = np.random.default_rng(0).normal(0, 0.1, (20, 32, 32, 1))
     # 20 · 900 filtered pixels: the mean reading is known to about 1 %.
-    assert _noise.laplacian(slope + noise).mean() == pytest.approx(0.1, rel=0.03)
+    assert noise.laplacian(slope + white).mean() == pytest.approx(0.1, rel=0.03)
 
 
 def test_calibration_gives_back_the_noise_added():
     data = zoo.load_digits()
-    known = _noise.calibrate(data, 0, 360, (0.0, 0.1, 0.2, 0.3))
+    known = noise.calibrate(data, 0, 360, (0.0, 0.1, 0.2, 0.3))
     noisy = data.noisy(data.test_x, 0.15, jax.random.key(9))
-    reading = _noise.whole_readings(data.to_pixels(noisy)).mean()
+    reading = noise.whole_readings(data.to_pixels(noisy)).mean()
     assert known.sigma(reading) == pytest.approx(0.15, abs=0.02)
 
 
-def test_smoke_sizes_are_smaller():
-    small, full = reproduce.study(3, smoke=True), reproduce.study(3)
-    assert small.leaf.num_pairs < full.leaf.num_pairs
-    assert replace(small.leaf, seed=0) != full.leaf
-    assert small.leaf.seed == full.leaf.seed == 3
+def test_quick_sizes_are_smaller():
+    small, full = reproduce.Config(seed=3, quick=True).sizes(), reproduce.Config(seed=3).sizes()
+    assert small.pairs < full.pairs
+    assert small.steps < full.steps
+    assert small.seed == full.seed == 3

@@ -32,7 +32,7 @@ from experiments.denoise import __main__ as denoise
 from experiments.drift import __main__ as drift
 from experiments.explain import __main__ as explain
 from experiments.generate import __main__ as generate
-from experiments.harness import command as _command
+from experiments.harness import command
 from experiments.ood import __main__ as ood
 from foliax import zoo
 
@@ -114,9 +114,9 @@ def check(first, second):
     ],
 )
 def test_populations_repeat(name, tmp_path):
-    module, command = POPULATIONS[name]
+    module, options = POPULATIONS[name]
     check(*twice(
-        lambda out: _command.perform(replace(command, out=out), module.measure_command, title=name),
+        lambda out: command.perform(replace(options, out=out), module.measure_command, title=name),
         tmp_path,
     ))  # fmt: skip
 
@@ -149,9 +149,9 @@ def trained_commands(training):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dynamics", "generate", "denoise"])
 def test_scripts_on_a_training_repeat(name, training, tmp_path):
-    module, command = trained_commands(training)[name]
+    module, options = trained_commands(training)[name]
     check(*twice(
-        lambda out: _command.perform(replace(command, out=out), module.measure_command, title=name),
+        lambda out: command.perform(replace(options, out=out), module.measure_command, title=name),
         tmp_path,
     ))  # fmt: skip
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import run as _run
-from experiments.harness.run import in_parts, keeping_nothing, running
+from experiments.harness.run import in_parts, keeping_nothing, mesh, running
 from foliax import zoo
 from foliax.apps import generate
 
@@ -114,7 +113,7 @@ def test_without_a_run_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     in_parts(FN, MODEL, *rows(3))
     assert not list(tmp_path.iterdir())
-    assert _run.mesh() is None
+    assert mesh() is None
 
 
 def test_motions_run_in_parts():

@@ -8,6 +8,7 @@ from flax import nnx
 from PIL import Image
 
 from experiments import train
+from experiments.harness.networks import build
 from foliax import zoo
 
 SMALL = train.Config(epochs=2, hidden=(8,), track_per_epoch=3, reference_size=20)
@@ -43,16 +44,6 @@ def test_second_run_trains_no_more_and_says_the_same(folder):
     assert "tracking_over_steps" not in json.loads((folder / "run.json").read_text())
 
 
-def test_checkpoint_is_chosen_by_the_rule(folder):
-    for options, epoch, told in (
-        ({"rule": "epoch", "chosen": 1}, 1, "the one asked for"),
-        ({"rule": "accuracy", "min_accuracy": 0.01}, 1, "the first that has"),
-    ):
-        results = train.run(replace(SMALL, out=folder, **options))
-        assert results["choice"]["epoch"] == epoch
-        assert told in results["choice"]["reason"]
-
-
 def test_preset_is_overridden_by_what_is_given():
     assert train.training(train.Config(reference_size=256)) == zoo.PRESETS["paper"]
     changed = train.training(train.Config(preset="vgg", epochs=3, optimizer="adam", seed=4))
@@ -72,8 +63,8 @@ def test_preset_is_overridden_by_what_is_given():
     ],
 )
 def test_networks_fit_their_data(net, dataset, expected):
-    config, data = train.Config(net=net, activation="gelu"), zoo.load_dataset(dataset)
-    model = nnx.eval_shape(lambda: train.network(config, data))
+    data = zoo.load_dataset(dataset)
+    model = nnx.eval_shape(lambda: build(net, data, activation="gelu"))
     assert {**model.config, **expected, "activation": "gelu"} == model.config
 
 

@@ -1,0 +1,142 @@
+"""Networks: trained ones with their data, and new ones by name."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from experiments.harness import photographs
+from foliax import zoo
+from foliax.zoo import checkpoints
+
+_SMALL = 100  # inputs of no more pixels go to a dense network
+
+
+class Loaded(NamedTuple):
+    """A trained network and its data.
+
+    Attributes:
+        model: The classifier.
+        dataset: Its `foliax.zoo.Dataset`.
+        network: In words, with the epoch or the file it came from.
+    """
+
+    model: Any
+    dataset: Any
+    network: str
+
+
+def load(
+    dataset: str | None = None,
+    *,
+    checkpoint: Path | None = None,
+    epoch: int | None = None,
+    weights: Path | None = None,
+) -> Loaded:
+    """Return a trained network with its data.
+
+    The options are those of `command.Command`. With weights, colour images are normalised as the
+    papers' code does; with neither weights nor checkpoint, digits take the network of foliax.
+
+    Raises:
+        ValueError: If there is no network for the data set, or two, or it is one for another.
+        FileNotFoundError: If the checkpoint is missing, or the data set is not prepared.
+    """
+    check_one_network(checkpoint, epoch, weights)
+    if checkpoint is not None:
+        return _from_checkpoint(dataset, checkpoint, epoch)
+    dataset = dataset or "digits"
+    if weights is None and dataset != "digits":
+        raise ValueError(
+            f"dataset={dataset!r} needs --checkpoint (a training's folder) or --weights"
+        )
+    data = zoo.load_dataset(dataset)
+    if weights is None:
+        return Loaded(zoo.load("digits_mlp"), data, "digits_mlp, as shipped")
+    if data.shape[-1] == 3:
+        data = photographs.renormalised(data)
+    return Loaded(zoo.load_torch(papers_network(data), weights), data, weights.name)
+
+
+def check_one_network(checkpoint: Path | None, epoch: int | None, weights: Path | None) -> None:
+    """Refuse options that name two networks, or an epoch of none."""
+    if checkpoint is not None and weights is not None:
+        raise ValueError(
+            f"a network comes from --checkpoint or from --weights, got both, {checkpoint} and "
+            f"{weights}"
+        )
+    if epoch is not None and checkpoint is None:
+        raise ValueError(f"epoch={epoch} needs --checkpoint (a training's folder)")
+
+
+def _from_checkpoint(dataset: str | None, folder: Path, epoch: int | None) -> Loaded:
+    zoo.epochs(folder)  # says what is wrong with the folder
+    stored = checkpoints.read(folder, epoch)
+    if stored is None:
+        raise ValueError(f"no checkpoint in {folder} can be read")
+    training = stored.info.get("training", {})
+    trained_on = training.get("dataset", dataset)
+    if trained_on is None:
+        raise ValueError(f"{folder} does not say what was trained on; name it with --dataset")
+    if dataset not in (None, trained_on):
+        raise ValueError(
+            f"checkpoint must hold a training on {dataset}, got one on {trained_on} in {folder}"
+        )
+    if trained_on == photographs.NAME:
+        data = photographs.photographs_of(training)
+    else:
+        data = zoo.load_dataset(trained_on)
+    words = f"{in_words(stored.architecture)}, epoch {stored.epoch} of {training_name(folder)}"
+    return Loaded(zoo.restore(folder, stored.epoch), data, words)
+
+
+def training_name(folder: Path) -> str:
+    """Return the name of a training: that of its folder."""
+    folder = folder.expanduser().absolute()
+    return folder.parent.name if folder.name == "checkpoints" else folder.name
+
+
+def in_words(architecture: Mapping[str, Any]) -> str:
+    """Name a network, e.g. MLP 64-48-10, relu."""
+    sizes = architecture.get("sizes", architecture.get("shape", ()))
+    parts = "-".join(str(size) for size in sizes)
+    return f"{architecture['kind']} {parts}, {architecture.get('activation', 'relu')}"
+
+
+def build(
+    name: str,
+    dataset: zoo.Dataset,
+    *,
+    seed: int = 0,
+    activation: str = "relu",
+    hidden: tuple[int, ...] = (48,),
+) -> Any:
+    """Return an untrained network of a name for a data set; `hidden` are the widths of "mlp".
+
+    Raises:
+        ValueError: If the network is not one for inputs of this shape.
+    """
+    classes, shape = dataset.num_classes, dataset.shape
+    match name:
+        case "mlp":
+            make = partial(zoo.MLP, (math.prod(shape), *hidden, classes))
+        case "cnn":
+            make = partial(zoo.CNN, shape, classes)
+        case "colour_cnn":
+            make = partial(zoo.colour_cnn, classes, shape=shape)
+        case "xor_net":
+            make = zoo.xor_net
+        case "circle_net":
+            make = partial(zoo.circle_net, classes)
+        case _:
+            make = partial(zoo.vgg, int(name.removeprefix("vgg")), classes, shape=shape)
+    return make(activation=activation, rngs=nnx.Rngs(seed))
+
+
+def papers_network(dataset: Any) -> Any:
+    """Return the papers' network for inputs of this shape, untrained."""
+    small, grey = math.prod(dataset.shape) <= _SMALL, dataset.shape[-1] == 1
+    return build("mlp" if small else "cnn" if grey else "colour_cnn", dataset)
