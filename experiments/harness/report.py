@@ -5,7 +5,7 @@ in there; the page keeps that path in a `data` element.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,15 +157,23 @@ def _markdown(title: str, intro: Sequence[str], sections: Mapping[str, Any]) -> 
             lines += [f"![{picture['caption']}]({picture['file']})", "", picture["caption"], ""]
         columns, rows = found["table"]["columns"], found["table"]["rows"]
         if rows:
-            lines += [
-                "| " + " | ".join(columns) + " |",
-                "|---" + "|---:" * (len(columns) - 1) + "|",
-            ]
-            for label, *paths in rows:
-                cells = (_number(look_up(found["numbers"], p)) if p else "" for p in paths)
-                lines.append("| " + " | ".join([label, *cells]) + " |")
-            lines.append("")
+            cells = (
+                [label, *(_number(look_up(found["numbers"], p)) if p else "" for p in paths)]
+                for label, *paths in rows
+            )
+            lines += [markdown_table([columns, *cells]), ""]
     return "\n".join(lines)
+
+
+def markdown_table(lines: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table: the first line is its header, and the first column its labels."""
+    head, *rows = lines
+    rule = "|---" + "|---:" * (len(head) - 1) + "|"
+    return "\n".join([_row(head), rule, *map(_row, rows)])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _number(value: Any) -> str:
