@@ -13,6 +13,7 @@
 - knn_pixels: the same on raw pixels.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from foliax import zoo
 
-NAMES = ("msp", "max_logit", "energy", "odin", "mahalanobis", "knn_features", "knn_pixels")
 TEMPERATURE = 1000.0
 _STEPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # of ODIN, in pixel units
 _BLOCK = 256
@@ -73,9 +73,7 @@ def _identity(layer: nnx.Linear) -> nnx.Linear:
     return same
 
 
-def fit(
-    model: Any, xs: np.ndarray, labels: np.ndarray, held: np.ndarray, *, std: Any, neighbours: int
-) -> Baselines:
+def fit(model: Any, xs: np.ndarray, labels: np.ndarray, held: np.ndarray, *, std: Any) -> Baselines:
     """Learn from training images what the baselines need.
 
     Args:
@@ -84,82 +82,75 @@ def fit(
         labels: Their labels.
         held: Training images apart from these, which choose ODIN's step.
         std: What pixels were divided by.
-        neighbours: Which neighbour's distance counts, the k-th.
 
     Returns:
         What `scores` takes.
     """
-    features = penultimate(model)
-    seen = outputs(features, xs)
+    network = penultimate(model)
+    features = outputs(network, xs)
     classes = np.unique(labels)
-    means = np.stack([seen[labels == label].mean(axis=0) for label in classes])
-    centred = seen - means[np.searchsorted(classes, labels)]
+    means = np.stack([features[labels == label].mean(axis=0) for label in classes])
+    centred = features - means[np.searchsorted(classes, labels)]
     steps = [step / float(np.mean(std)) for step in _STEPS]
-    sure = [_odin(model, held, step).mean() for step in steps]
+    confidence = [_odin(model, held, step).mean() for step in steps]
     return Baselines(
         model,
-        features,
-        steps[int(np.argmin(sure))],
+        network,
+        steps[int(np.argmin(confidence))],
         means,
         EmpiricalCovariance(assume_centered=True).fit(centred),
-        _neighbours(_unit(seen), neighbours),
-        _neighbours(_flat(xs), neighbours),
+        _neighbours(_unit(features)),
+        _neighbours(_flat(xs)),
     )
 
 
 def scores(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
     """Return every baseline's score of every image, by name."""
-    return {name: group(known, xs)[name] for group, names in GROUPS.items() for name in names}
+    found: dict[str, np.ndarray] = {}
+    for group in GROUPS.values():
+        found |= group(known, xs)
+    return found
 
 
 def from_logits(logits: np.ndarray) -> dict[str, np.ndarray]:
     """Return the scores that the logits alone give, (N, C) to (N,)."""
-    logits = np.asarray(logits, np.float64)
-    rest = np.sort(logits, axis=1)
+    ordered = np.sort(np.asarray(logits, np.float64), axis=1)
     return {
-        "msp": logsumexp(rest[:, :-1], axis=1) - rest[:, -1],
-        "max_logit": -rest[:, -1],
+        "msp": logsumexp(ordered[:, :-1], axis=1) - ordered[:, -1],
+        "max_logit": -ordered[:, -1],
         "energy": -logsumexp(logits, axis=1),
     }
 
 
-def _logits_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    return from_logits(outputs(known.model, xs))
-
-
-def _odin_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    return {"odin": _odin(known.model, xs, known.step)}
-
-
-def _mahalanobis_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    seen = outputs(known.features, xs)
-    away = [known.covariance.mahalanobis(seen - mean) for mean in known.means]
+def _mahalanobis(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
+    features = outputs(known.features, xs)
+    away = [known.covariance.mahalanobis(features - mean) for mean in known.means]
     return {"mahalanobis": np.min(away, axis=0)}
 
 
-def _features_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    seen = _unit(outputs(known.features, xs))
-    return {"knn_features": known.near_features.kneighbors(seen)[0][:, -1]}
+def _knn_features(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
+    features = _unit(outputs(known.features, xs))
+    return {"knn_features": known.near_features.kneighbors(features)[0][:, -1]}
 
 
-def _pixels_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
+def _knn_pixels(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
     return {"knn_pixels": known.near_pixels.kneighbors(_flat(xs))[0][:, -1]}
 
 
-GROUPS = {
-    _logits_group: ("msp", "max_logit", "energy"),
-    _odin_group: ("odin",),
-    _mahalanobis_group: ("mahalanobis",),
-    _features_group: ("knn_features",),
-    _pixels_group: ("knn_pixels",),
+# What is computed, and timed, together.
+GROUPS: dict[str, Callable[[Baselines, np.ndarray], dict[str, np.ndarray]]] = {
+    "msp, max_logit, energy": lambda known, xs: from_logits(outputs(known.model, xs)),
+    "odin": lambda known, xs: {"odin": _odin(known.model, xs, known.step)},
+    "mahalanobis": _mahalanobis,
+    "knn_features": _knn_features,
+    "knn_pixels": _knn_pixels,
 }
+NAMES = tuple(", ".join(GROUPS).split(", "))
 
 
 def outputs(function: Any, xs: np.ndarray) -> np.ndarray:
     """Return what a network gives for each image, in float64, block by block."""
-    return np.concatenate(
-        [np.asarray(_outputs(function, xs[i : i + _BLOCK])) for i in range(0, len(xs), _BLOCK)]
-    ).astype(np.float64)
+    return _in_blocks(_outputs, function, xs).astype(np.float64)
 
 
 @jax.jit
@@ -167,26 +158,29 @@ def _outputs(function: Any, xs: Any) -> jax.Array:
     return jax.vmap(function)(jnp.asarray(xs))
 
 
+def _in_blocks(function: Any, model: Any, xs: np.ndarray, *more: Any) -> np.ndarray:
+    starts = range(0, len(xs), _BLOCK)
+    return np.concatenate([np.asarray(function(model, xs[i : i + _BLOCK], *more)) for i in starts])
+
+
 def _odin(model: Any, xs: np.ndarray, step: float) -> np.ndarray:
     """Return minus the log of the largest tempered probability after ODIN's step."""
-    moved = np.concatenate(
-        [np.asarray(_nudged(model, xs[i : i + _BLOCK], step)) for i in range(0, len(xs), _BLOCK)]
-    )
+    moved = _in_blocks(_perturbed, model, xs, step)
     # In float64: at this temperature probabilities differ in the fourth digit.
     return -log_softmax(outputs(model, moved) / TEMPERATURE, axis=1).max(axis=1)
 
 
 @jax.jit
-def _nudged(model: Any, xs: Any, step: Any) -> jax.Array:
-    def sure(x: jax.Array) -> jax.Array:
+def _perturbed(model: Any, xs: Any, step: Any) -> jax.Array:
+    def confidence(x: jax.Array) -> jax.Array:
         return jnp.max(jax.nn.log_softmax(model(x) / TEMPERATURE))
 
     xs = jnp.asarray(xs)
-    return xs + step * jnp.sign(jax.vmap(jax.grad(sure))(xs))
+    return xs + step * jnp.sign(jax.vmap(jax.grad(confidence))(xs))
 
 
-def _neighbours(points: np.ndarray, count: int) -> NearestNeighbors:
-    return NearestNeighbors(n_neighbors=count, algorithm="brute").fit(points)
+def _neighbours(points: np.ndarray) -> NearestNeighbors:
+    return NearestNeighbors(n_neighbors=1, algorithm="brute").fit(points)
 
 
 def _flat(xs: np.ndarray) -> np.ndarray:
