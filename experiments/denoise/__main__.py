@@ -33,7 +33,7 @@ from experiments.denoise.leaf import (
 )
 from experiments.harness import command as command_line
 from experiments.harness.command import Count, Found
-from experiments.harness.common import Loaded, load
+from experiments.harness.common import Loaded
 from experiments.harness.judge import judge
 from experiments.harness.run import running
 from foliax.apps.denoise import choose
@@ -44,36 +44,22 @@ _QUICK = {"pairs": 20, "tuning": 16, "references": 3, "pool": 1000, "steps": 60}
 
 @dataclass(frozen=True)
 class Command(command_line.Command):
-    """Which network, which images, how noisy, and how they are projected.
+    """Which network, which images, how noisy, and how they are projected."""
 
-    Attributes:
-        pairs: How many test images.
-        epochs: Epochs of the training to compare; none for `epoch` alone. The tables are of the
-            one with the largest mean trace, which is what the papers would choose.
-        gaussian: Deviations of white noise, pixel range.
-        salt: Shares of the pixels that become white or black.
-        blur: Radii of Gaussian blur, pixels.
-        references: Training images for each test image, at most.
-        pool: Training images to choose them from, at most.
-        tuning: Training images on which everything is tuned; they are not in the pool.
-        step: Length of a step to a closest point, normalised units.
-        steps: Steps at most.
-        stall: Tangent fraction at which a closest point is reached.
-        choosers: Whether references are also chosen by class and by feature.
-    """
-
-    pairs: Count = 100
+    pairs: Count = 100  # How many test images
+    # Epochs of the training to compare; none for `epoch` alone. The tables are of the one
+    # with the largest mean trace, which is what the papers would choose.
     epochs: tuple[int, ...] = ()
-    gaussian: tuple[float, ...] = (0.1, 0.15, 0.3, 0.5)
-    salt: tuple[float, ...] = (0.1, 0.2, 0.4)
-    blur: tuple[float, ...] = (0.5, 1.0, 1.5)
-    references: int = 8
-    pool: int = 20_000
-    tuning: int = 60
-    step: float = 0.5
-    steps: int = 300
-    stall: float = 1e-3
-    choosers: bool = True
+    gaussian: tuple[float, ...] = (0.1, 0.15, 0.3, 0.5)  # Deviations of white noise, pixel range
+    salt: tuple[float, ...] = (0.1, 0.2, 0.4)  # Shares of the pixels that become white or black
+    blur: tuple[float, ...] = (0.5, 1.0, 1.5)  # Radii of Gaussian blur, pixels
+    references: int = 8  # Training images for each test image, at most
+    pool: int = 20_000  # Training images to choose them from, at most
+    tuning: int = 60  # Training images on which everything is tuned; they are not in the pool
+    step: float = 0.5  # Length of a step to a closest point, normalised units
+    steps: int = 300  # Steps at most
+    stall: float = 1e-3  # Tangent fraction at which a closest point is reached
+    choosers: bool = True  # Whether references are also chosen by class and by feature
     out: Path = Path("out/denoise")
 
     def flow(self) -> dict[str, Any]:
@@ -82,29 +68,17 @@ class Command(command_line.Command):
 
 
 class Setting(NamedTuple):
-    """What all measurements share.
+    """What all measurements share."""
 
-    Attributes:
-        dataset: The data.
-        places: Places of the test images.
-        tuning: Training images to tune on, normalised.
-        pool: Training images to choose references from, normalised.
-        labels: Theirs.
-        test: Test images, normalised.
-        truth: Theirs.
-        denoisers: The classical denoisers by name.
-        classifier: The independent classifier.
-    """
-
-    dataset: Any
-    places: np.ndarray
-    tuning: np.ndarray
-    pool: jnp.ndarray
-    labels: np.ndarray
-    test: np.ndarray
-    truth: np.ndarray
-    denoisers: dict[str, classical.Denoiser]
-    classifier: Any
+    dataset: Any  # The data
+    places: np.ndarray  # Places of the test images
+    tuning: np.ndarray  # Training images to tune on, normalised
+    pool: jnp.ndarray  # Training images to choose references from, normalised
+    labels: np.ndarray  # Theirs
+    test: np.ndarray  # Test images, normalised
+    truth: np.ndarray  # Theirs
+    denoisers: dict[str, classical.Denoiser]  # The classical denoisers by name
+    classifier: Any  # The independent classifier
 
 
 def measure_command(command: Command) -> Found:
@@ -149,12 +123,7 @@ def _networks(command: Command) -> dict[str, Loaded]:
     """Return the networks by a name, e1 for epoch 1."""
     if not command.epochs:
         return {"e": command.load()}
-    if command.epoch is not None or command.checkpoint is None:
-        raise ValueError("epochs needs --checkpoint (a training's folder), and no --epoch")
-    return {
-        f"e{epoch}": load(command.dataset, checkpoint=command.checkpoint, epoch=epoch)
-        for epoch in sorted(set(command.epochs))
-    }
+    return {f"e{epoch}": replace(command, epoch=epoch).load() for epoch in sorted(command.epochs)}
 
 
 def _random_plane(dataset: Any, seed: int) -> Loaded:
@@ -198,9 +167,9 @@ def _record(
     made = _classical(setting, case, noise, strength) | without_leaf(case)
     images = {"clean": case.test.clean, **made}
     bar.update()
-    leaves, told = {}, {}
+    leaves, flows = {}, {}
     for name, loaded in networks.items():
-        by_leaf, told[name] = _leaf(setting, case, loaded, command)
+        by_leaf, flows[name] = _leaf(setting, case, loaded, command)
         leaves[name] = {method: _measure(setting, case, each) for method, each in by_leaf.items()}
         if name == shown:
             images |= by_leaf
@@ -208,7 +177,7 @@ def _record(
     record = {
         "methods": {method: _measure(setting, case, each) for method, each in made.items()},
         "leaves": leaves,
-        "leaf": told,
+        "leaf": flows,
         "level": case.level,
     }
     return record, images
@@ -247,14 +216,13 @@ def _leaf(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return what the leaves of a network make of the test images, in pixels."""
     model, flow = loaded.model, command.flow()
-    found, told = with_leaf(model, case, flow)
+    found, chosen_and_ended = with_leaf(model, case, flow)
+    k = chosen_and_ended["chosen"]["feet_mean"]["k"]
     for by in ("class", "feature") if command.choosers else ():
-        places = choose(
-            case.test.noisy, setting.pool, told["chosen"]["feet_mean"]["k"], by=by, model=model,
-            labels=setting.labels, block=1,
-        )  # fmt: skip
+        options = {"by": by, "model": model, "labels": setting.labels, "block": 1}
+        places = choose(case.test.noisy, setting.pool, k, **options)
         found |= by_other_references(model, case, setting.pool[places], by, flow)
-    return found, told
+    return found, chosen_and_ended
 
 
 def _measure(setting: Setting, case: Case, pixels: np.ndarray) -> dict[str, np.ndarray]:

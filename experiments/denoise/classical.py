@@ -32,15 +32,11 @@ def corrupt(pixels: Any, noise: str, strength: float, seed: int) -> np.ndarray:
 
 
 class Denoiser(NamedTuple):
-    """A way to denoise, with the one parameter that is tuned.
+    """A way to denoise, with the one parameter that is tuned."""
 
-    Attributes:
-        apply: From (noisy pixels, parameter) to denoised pixels.
-        grid: Values of the parameter to choose from.
-    """
-
+    # From (noisy pixels, parameter) to denoised pixels.
     apply: Callable[[np.ndarray, Any], np.ndarray]
-    grid: Sequence[Any]
+    grid: Sequence[Any]  # Values of the parameter to choose from
 
     def tuned(self, noisy: np.ndarray, clean: np.ndarray) -> Any:
         """Return the parameter of the highest mean PSNR on training images."""

@@ -20,32 +20,20 @@ _WIDTHS = (0.1, 0.15, 0.2, 0.3, 0.5)  # of the median distance of the nearest re
 
 
 class Images(NamedTuple):
-    """Noisy images with their references, all in normalised units.
+    """Noisy images with their references, all in normalised units."""
 
-    Attributes:
-        noisy: (N, *shape).
-        clean: (N, *shape), in pixel units, to measure by.
-        references: (N, k, *shape), the nearest first.
-    """
-
-    noisy: jax.Array
-    clean: np.ndarray
-    references: jax.Array
+    noisy: jax.Array  # (N, *shape)
+    clean: np.ndarray  # (N, *shape), in pixel units, to measure by
+    references: jax.Array  # (N, k, *shape), the nearest first
 
 
 class Case(NamedTuple):
-    """One noise at one strength.
+    """One noise at one strength."""
 
-    Attributes:
-        dataset: Whose images they are.
-        tuning: Training images to tune on.
-        test: Test images.
-        level: Deviation of the noise, normalised units, root mean square over the tuning images.
-    """
-
-    dataset: Any
-    tuning: Images
-    test: Images
+    dataset: Any  # Whose images they are
+    tuning: Images  # Training images to tune on
+    test: Images  # Test images
+    # Deviation of the noise, normalised units, root mean square over the tuning images.
     level: float
 
     def pixels(self, images: Any) -> np.ndarray:

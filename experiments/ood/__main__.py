@@ -49,48 +49,33 @@ _QUICK = {"count": 100, "calibration": 100, "bank": 1000, "fixed": 5, "many": 10
 
 @dataclass(frozen=True)
 class Config:
-    """Which networks, how many images, and where to write.
+    """Which networks, how many images, and where to write."""
 
-    Attributes:
-        dataset: Data set; None for that of the checkpoint, and for digits without one.
-        checkpoint: Folder of a training. Without it, digits take the network that comes with
-            foliax.
-        epochs: Which epochs of it are compared; none for the newest.
-        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
-        count: Test images, and outliers of each kind, at most.
-        calibration: Training images kept apart, which calibrate.
-        bank: Training images at most among which neighbours and references are looked for.
-        fixed: Training images drawn once as references.
-        many: The same, without closest points.
-        held_out: Classes that another network is trained without, in the same way, to be told
-            from the others; cached in the output folder. Without any, digits take 8 and 9, and
-            other data none, as it costs a training.
-        feet: Whether closest points are found, which costs most.
-        max_steps: Steps at most to a closest point; None for 200, of larger images 40.
-        resamples: Of the bootstrap.
-        seed: Draws images, references and resamples.
-        devices: How many devices share the images; None for all that JAX sees.
-        out: Output folder.
-        quick: Few images.
-    """
-
+    # Data set; None for that of the checkpoint, and for digits without one.
     dataset: Literal["digits", "mnist", "fashion_mnist", "kmnist"] | None = None
+    # Folder of a training. Without it, digits take the network that comes with foliax.
     checkpoint: Path | None = None
-    epochs: tuple[int, ...] = ()
+    epochs: tuple[int, ...] = ()  # Which epochs of it are compared; none for the newest
+    # PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
     weights: Path | None = None
-    count: int = 360
-    calibration: int = 300
+    count: int = 360  # Test images, and outliers of each kind, at most
+    calibration: int = 300  # Training images kept apart, which calibrate
+    # Training images at most among which neighbours and references are looked for.
     bank: int = 10_000
-    fixed: int = 20
-    many: int = 500
+    fixed: int = 20  # Training images drawn once as references
+    many: int = 500  # The same, without closest points
+    # Classes that another network is trained without, in the same way, to be told from the
+    # others; cached in the output folder. Without any, digits take 8 and 9, and other data
+    # none, as it costs a training.
     held_out: tuple[int, ...] = ()
-    feet: bool = True
+    feet: bool = True  # Whether closest points are found, which costs most
+    # Steps at most to a closest point; None for 200, of larger images 40.
     max_steps: int | None = None
-    resamples: int = 500
-    seed: int = 0
-    devices: int | None = None
-    out: Path = Path("out/ood")
-    quick: bool = False
+    resamples: int = 500  # Of the bootstrap
+    seed: int = 0  # Draws images, references and resamples
+    devices: int | None = None  # How many devices share the images; None for all that JAX sees
+    out: Path = Path("out/ood")  # Output folder
+    quick: bool = False  # Few images
 
     def flow(self, shape: Sequence[int]) -> dict[str, Any]:
         """Return how closest points are found for images of a shape."""
@@ -113,47 +98,40 @@ class Config:
 def score(
     sets: data.Sets, config: Config, bar: Any, milliseconds: dict[str, float] | None = None
 ) -> measures.Parts:
-    """Return every score of every image.
+    """Return every score of every image, and note what an image costs.
 
     Args:
         sets: The images.
         config: The sizes.
-        bar: A progress bar, moved once for the baselines and once for each family of references.
-        milliseconds: Where to note what an image costs; None to measure no costs.
+        bar: A progress bar, moved once for each group of scores.
+        milliseconds: Where to note costs; None to measure none.
     """
     images, dataset = sets.images, sets.dataset
-    known = baselines.fit(sets.model, sets.bank_x, sets.bank_y, images["held"], std=dataset.std)
-    frames = leaf.fit(
-        sets.model, sets.bank_x, sets.bank_y, num_classes=dataset.num_classes,
-        fixed=config.fixed, many=config.many, seed=config.seed, flow=config.flow(dataset.shape),
+    bank = sets.model, sets.bank_x, sets.bank_y
+    groups = baselines.fit(*bank, images["held"], std=dataset.std)
+    families = leaf.fit(
+        *bank, num_classes=dataset.num_classes, fixed=config.fixed, many=config.many,
+        seed=config.seed, flow=config.flow(dataset.shape),
     )  # fmt: skip
-    xs = np.concatenate(list(images.values()))
-    found = baselines.scores(known, xs)
-    bar.update()
-    for name, measure in leaf.families(frames, xs).items():
-        bar.set_postfix_str(f"references: {name}")
-        found |= measure()
+    groups |= {f"leaf, {name}": group for name, group in families.items()}
+    xs, found = np.concatenate(list(images.values())), {}
+    for name, group in groups.items():
+        bar.set_postfix_str(name)
+        found |= group(xs)
+        if milliseconds is not None:
+            milliseconds[name] = _cost(group, images["test"])
         bar.update()
-    if milliseconds is not None:
-        milliseconds |= _costs(known, frames, images["test"])
     return measures.split(images, found)
 
 
-def _costs(known: Any, frames: Any, test: np.ndarray) -> dict[str, float]:
-    """Return milliseconds an image of programs that are compiled, with what hands them images."""
+def _cost(group: Any, test: np.ndarray) -> float:
+    """Return milliseconds an image of a program that is compiled, with what hands it images."""
     xs = np.resize(test, (_TIMED, *test.shape[1:]))
-    groups: dict[str, Any] = {
-        name: partial(group, known, xs) for name, group in baselines.GROUPS.items()
-    }
-    groups |= {f"leaf, {name}": run for name, run in leaf.families(frames, xs).items()}
-    found = {}
     with keeping_nothing():
-        for name, run_group in groups.items():
-            run_group()
-            begun = time.perf_counter()
-            run_group()
-            found[name] = 1e3 * (time.perf_counter() - begun) / len(xs)
-    return found
+        group(xs)
+        begun = time.perf_counter()
+        group(xs)
+    return 1e3 * (time.perf_counter() - begun) / len(xs)
 
 
 @sklearn.config_context(skip_parameter_validation=True)  # of thousands of calls
@@ -250,7 +228,7 @@ def run(config: Config) -> dict[str, Any]:
     if held_out:
         rest, unseen, others = train_without(config, dataset, list(found))
         drawn = np.random.default_rng(config.seed).permutation(len(unseen))[: config.count]
-    with tqdm(total=len(found) * 6 * (1 + held_out), desc="ood", dynamic_ncols=True) as bar:
+    with tqdm(total=len(found) * 10 * (1 + held_out), desc="ood", dynamic_ncols=True) as bar:
         for epoch, (model, _, words) in found.items():
             bar.set_description(f"epoch {epoch}")
             sets = sets._replace(model=model)

@@ -14,7 +14,7 @@
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,31 +26,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from foliax import zoo
 
+NAMES = ("msp", "max_logit", "energy", "odin", "mahalanobis", "knn_features", "knn_pixels")
 TEMPERATURE = 1000.0
-_STEPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # of ODIN, in pixel units
+STEPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # of ODIN, in pixel units
 _BLOCK = 256
-
-
-class Baselines(NamedTuple):
-    """What was learnt from training images.
-
-    Attributes:
-        model: The network.
-        features: From an input to the penultimate features, or the logits where there are none.
-        step: ODIN's, in the units of x.
-        means: (C, d) of the features, by class.
-        covariance: Of the features about their class means.
-        near_features: Nearest neighbours in normalised features.
-        near_pixels: Nearest neighbours in pixels.
-    """
-
-    model: Any
-    features: Any
-    step: float
-    means: np.ndarray
-    covariance: EmpiricalCovariance
-    near_features: NearestNeighbors
-    near_pixels: NearestNeighbors
 
 
 def penultimate(model: Any) -> Any:
@@ -73,7 +52,9 @@ def _identity(layer: nnx.Linear) -> nnx.Linear:
     return same
 
 
-def fit(model: Any, xs: np.ndarray, labels: np.ndarray, held: np.ndarray, *, std: Any) -> Baselines:
+def fit(
+    model: Any, xs: np.ndarray, labels: np.ndarray, held: np.ndarray, *, std: Any
+) -> dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
     """Learn from training images what the baselines need.
 
     Args:
@@ -84,32 +65,26 @@ def fit(model: Any, xs: np.ndarray, labels: np.ndarray, held: np.ndarray, *, std
         std: What pixels were divided by.
 
     Returns:
-        What `scores` takes.
+        What gives the scores of images by name, for each group that is computed together.
     """
-    network = penultimate(model)
+    network, step = penultimate(model), odin_step(model, held, std)
     features = outputs(network, xs)
-    classes = np.unique(labels)
-    means = np.stack([features[labels == label].mean(axis=0) for label in classes])
-    centred = features - means[np.searchsorted(classes, labels)]
-    steps = [step / float(np.mean(std)) for step in _STEPS]
-    confidence = [_odin(model, held, step).mean() for step in steps]
-    return Baselines(
-        model,
-        network,
-        steps[int(np.argmin(confidence))],
-        means,
-        EmpiricalCovariance(assume_centered=True).fit(centred),
-        _neighbours(_unit(features)),
-        _neighbours(_flat(xs)),
-    )
+    means = np.stack([features[labels == label].mean(axis=0) for label in np.unique(labels)])
+    centred = features - means[np.searchsorted(np.unique(labels), labels)]
+    covariance = EmpiricalCovariance(assume_centered=True).fit(centred)
+    nearest, nearest_pixels = _distance(_unit(features)), _distance(_flat(xs))
 
+    def mahalanobis(xs: np.ndarray) -> np.ndarray:
+        features = outputs(network, xs)
+        return np.min([covariance.mahalanobis(features - mean) for mean in means], axis=0)
 
-def scores(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every baseline's score of every image, by name."""
-    found: dict[str, np.ndarray] = {}
-    for group in GROUPS.values():
-        found |= group(known, xs)
-    return found
+    return {
+        "msp, max_logit, energy": lambda xs: from_logits(outputs(model, xs)),
+        "odin": lambda xs: {"odin": odin(model, xs, step)},
+        "mahalanobis": lambda xs: {"mahalanobis": mahalanobis(xs)},
+        "knn_features": lambda xs: {"knn_features": nearest(_unit(outputs(network, xs)))},
+        "knn_pixels": lambda xs: {"knn_pixels": nearest_pixels(_flat(xs))},
+    }
 
 
 def from_logits(logits: np.ndarray) -> dict[str, np.ndarray]:
@@ -120,32 +95,6 @@ def from_logits(logits: np.ndarray) -> dict[str, np.ndarray]:
         "max_logit": -ordered[:, -1],
         "energy": -logsumexp(logits, axis=1),
     }
-
-
-def _mahalanobis(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    features = outputs(known.features, xs)
-    away = [known.covariance.mahalanobis(features - mean) for mean in known.means]
-    return {"mahalanobis": np.min(away, axis=0)}
-
-
-def _knn_features(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    features = _unit(outputs(known.features, xs))
-    return {"knn_features": known.near_features.kneighbors(features)[0][:, -1]}
-
-
-def _knn_pixels(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    return {"knn_pixels": known.near_pixels.kneighbors(_flat(xs))[0][:, -1]}
-
-
-# What is computed, and timed, together.
-GROUPS: dict[str, Callable[[Baselines, np.ndarray], dict[str, np.ndarray]]] = {
-    "msp, max_logit, energy": lambda known, xs: from_logits(outputs(known.model, xs)),
-    "odin": lambda known, xs: {"odin": _odin(known.model, xs, known.step)},
-    "mahalanobis": _mahalanobis,
-    "knn_features": _knn_features,
-    "knn_pixels": _knn_pixels,
-}
-NAMES = tuple(", ".join(GROUPS).split(", "))
 
 
 def outputs(function: Any, xs: np.ndarray) -> np.ndarray:
@@ -163,15 +112,23 @@ def _in_blocks(function: Any, model: Any, xs: np.ndarray, *more: Any) -> np.ndar
     return np.concatenate([np.asarray(function(model, xs[i : i + _BLOCK], *more)) for i in starts])
 
 
-def _odin(model: Any, xs: np.ndarray, step: float) -> np.ndarray:
+def odin_step(model: Any, held: np.ndarray, std: Any) -> float:
+    """Return the step, in the units of x, that makes training images most confident."""
+    steps = [step / float(np.mean(std)) for step in STEPS]
+    return min(steps, key=lambda step: odin(model, held, step).mean())
+
+
+def odin(model: Any, xs: np.ndarray, step: float) -> np.ndarray:
     """Return minus the log of the largest tempered probability after ODIN's step."""
-    moved = _in_blocks(_perturbed, model, xs, step)
+    moved = _in_blocks(perturbed, model, xs, step)
     # In float64: at this temperature probabilities differ in the fourth digit.
     return -log_softmax(outputs(model, moved) / TEMPERATURE, axis=1).max(axis=1)
 
 
 @jax.jit
-def _perturbed(model: Any, xs: Any, step: Any) -> jax.Array:
+def perturbed(model: Any, xs: Any, step: Any) -> jax.Array:
+    """Return images moved along the sign of the gradient of the largest probability."""
+
     def confidence(x: jax.Array) -> jax.Array:
         return jnp.max(jax.nn.log_softmax(model(x) / TEMPERATURE))
 
@@ -179,8 +136,10 @@ def _perturbed(model: Any, xs: Any, step: Any) -> jax.Array:
     return xs + step * jnp.sign(jax.vmap(jax.grad(confidence))(xs))
 
 
-def _neighbours(points: np.ndarray) -> NearestNeighbors:
-    return NearestNeighbors(n_neighbors=1, algorithm="brute").fit(points)
+def _distance(points: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what gives the distance to the nearest of the points."""
+    near = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(points)
+    return lambda xs: near.kneighbors(xs)[0][:, 0]
 
 
 def _flat(xs: np.ndarray) -> np.ndarray:

@@ -35,21 +35,14 @@ MEANINGS = {
 
 
 class Sets(NamedTuple):
-    """What one network is tested on.
+    """What one network is tested on."""
 
-    Attributes:
-        model: The network.
-        dataset: Its data.
-        bank_x: Training images that references, neighbours and class means come from.
-        bank_y: Their labels.
-        images: By name: "held", training images apart from the bank, which calibrate;
-            "synthetic", outliers made of these; "test"; and every kind of outliers.
-    """
-
-    model: Any
-    dataset: Any
-    bank_x: np.ndarray
-    bank_y: np.ndarray
+    model: Any  # The network
+    dataset: Any  # Its data
+    bank_x: np.ndarray  # Training images that references, neighbours and class means come from
+    bank_y: np.ndarray  # Their labels
+    # By name: "held", training images apart from the bank, which calibrate; "synthetic",
+    # outliers made of these; "test"; and every kind of outliers.
     images: dict[str, np.ndarray]
 
 

@@ -10,7 +10,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,59 +25,52 @@ _LOGGED = ("trace", "largest_eigenvalue", "metric_length")  # of many orders of 
 Named = dict[str, np.ndarray]
 
 
-class Leaf(NamedTuple):
-    """The prepared references of one network.
-
-    Attributes:
-        model: The network.
-        flow: `step`, `max_steps` and `stall` of the flow to a closest point; "feet", whether any
-            are found, and "every", whether from all medoids and fixed images.
-        references: Those of the families prototypes, fixed and many.
-        bank: The training images that the nearest is looked for in.
-        near: Where it is looked for.
-    """
-
-    model: Any
-    flow: dict[str, Any]
-    references: dict[str, ood.References]
-    bank: np.ndarray
-    near: NearestNeighbors
-
-
 def fit(
     model: Any, xs: np.ndarray, labels: np.ndarray, *, num_classes: int, fixed: int, many: int,
     flow: dict[str, Any], seed: int,
-) -> Leaf:  # fmt: skip
-    """Choose references among training images, and evaluate the network there."""
+) -> dict[str, Callable[[np.ndarray], Named]]:  # fmt: skip
+    """Choose references among training images, and evaluate the network there.
+
+    Args:
+        model: The network.
+        xs: Training images.
+        labels: Their labels.
+        num_classes: C.
+        fixed: How many fixed images.
+        many: How many without closest points.
+        flow: `step`, `max_steps` and `stall` of the flow to a closest point; "feet", whether any
+            are found, and "every", whether from all medoids and fixed images.
+        seed: Draws the fixed ones.
+
+    Returns:
+        By family of references, what scores images by it: score[family, reduction].
+    """
     order = np.random.default_rng(seed).permutation(len(xs))
-    chosen = {
-        "many": order[-many:],
-        "fixed": order[:fixed],
-        "prototypes": ood.medoids(xs, labels, num_classes=num_classes),
-    }
-    references = {name: ood.prepare(model, xs[places]) for name, places in chosen.items()}
+    medoids = xs[ood.medoids(xs, labels, num_classes=num_classes)]
     near = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(xs.reshape(len(xs), -1))
-    return Leaf(model, flow, references, xs, near)
 
+    def by_all(family: str, points: np.ndarray, feet: bool) -> Callable[[np.ndarray], Named]:
+        return partial(_by_all, model, ood.prepare(model, points), family, _options(flow, feet))
 
-def families(leaf: Leaf, xs: np.ndarray) -> dict[str, Callable[[], Named]]:
-    """Return, by family of references, what scores images by it: score[family, reduction]."""
-    every = leaf.flow["every"] and leaf.flow["feet"]
-    measures: dict[str, Callable[[], Named]] = {
-        name: partial(_by_all, leaf, xs, name, feet=every and name != "many")
-        for name in leaf.references
+    def by_own(images: np.ndarray, family: str, points: np.ndarray) -> Named:
+        return _by_own(model, images, family, points, _options(flow, flow["feet"]))
+
+    def predicted(images: np.ndarray) -> Named:
+        labels = np.argmax(np.asarray(_logits(model, images)), axis=1)
+        return by_own(images, "predicted", medoids[labels])
+
+    def nearest(images: np.ndarray) -> Named:
+        places = near.kneighbors(images.reshape(len(images), -1))[1][:, 0]
+        return by_own(images, "nearest", xs[places])
+
+    every = flow["every"] and flow["feet"]
+    return {
+        "many": by_all("many", xs[order[-many:]], feet=False),
+        "fixed": by_all("fixed", xs[order[:fixed]], feet=every),
+        "prototypes": by_all("prototypes", medoids, feet=every),
+        "predicted": predicted,
+        "nearest": nearest,
     }
-
-    def predicted() -> Named:
-        labels = np.argmax(np.asarray(_logits(leaf.model, xs)), axis=1)
-        medoids = np.asarray(leaf.references["prototypes"].points)
-        return _by_own(leaf, xs, "predicted", medoids[labels])
-
-    def nearest() -> Named:
-        places = leaf.near.kneighbors(xs.reshape(len(xs), -1))[1][:, 0]
-        return _by_own(leaf, xs, "nearest", leaf.bank[places])
-
-    return measures | {"predicted": predicted, "nearest": nearest}
 
 
 @jax.jit
@@ -85,10 +78,12 @@ def _logits(model: Any, xs: Any) -> jax.Array:
     return jax.vmap(model)(xs)
 
 
-def _by_all(leaf: Leaf, xs: np.ndarray, family: str, *, feet: bool) -> Named:
+def _by_all(
+    model: Any, references: ood.References, family: str, options: dict[str, Any], xs: np.ndarray
+) -> Named:
     """Score each image by all references of a family."""
-    fn = partial(_against_all, references=leaf.references[family], **_options(leaf, feet))
-    kept = _named(in_parts(fn, leaf.model, xs, rows=1 if feet else 4))
+    fn = partial(_against_all, references=references, **options)
+    kept = _named(in_parts(fn, model, xs, rows=1 if options["feet"] else 4))
     found = {name: kept.pop(name) for name in AT_X}
     for name, values in kept.items():
         found[f"{name}[{family}, min]"] = values.min(axis=1)
@@ -96,10 +91,11 @@ def _by_all(leaf: Leaf, xs: np.ndarray, family: str, *, feet: bool) -> Named:
     return found
 
 
-def _by_own(leaf: Leaf, xs: np.ndarray, family: str, points: np.ndarray) -> Named:
+def _by_own(
+    model: Any, xs: np.ndarray, family: str, points: np.ndarray, options: dict[str, Any]
+) -> Named:
     """Score each image by its own reference."""
-    fn = partial(_against_own, **_options(leaf, leaf.flow["feet"]))
-    kept = _named(in_parts(fn, leaf.model, xs, points))
+    kept = _named(in_parts(partial(_against_own, **options), model, xs, points))
     return {f"{name}[{family}]": v[:, 0] for name, v in kept.items() if name not in AT_X}
 
 
@@ -112,9 +108,9 @@ def _against_own(model: Any, xs: Any, points: Any, **options: Any) -> ood.Scores
     return ood.scores(model, xs, ood.prepare(model, points), choice=places, **options)
 
 
-def _options(leaf: Leaf, feet: bool) -> dict[str, Any]:
-    flow = {name: leaf.flow[name] for name in ("step", "max_steps", "stall")} if feet else {}
-    return {"feet": feet, "reduce": "none", "block": 1 if feet else 4, **flow}
+def _options(flow: dict[str, Any], feet: bool) -> dict[str, Any]:
+    some = {name: flow[name] for name in ("step", "max_steps", "stall")} if feet else {}
+    return {"feet": feet, "reduce": "none", "block": 1 if feet else 4, **some}
 
 
 def _named(found: ood.Scores) -> Named:

@@ -92,15 +92,10 @@ def mean(rows: Mapping[str, Mapping[str, float]], key: str = "auroc") -> float:
 
 
 class Combined(NamedTuple):
-    """One number made of several scores.
+    """One number made of several scores."""
 
-    Attributes:
-        values: Of each set of images.
-        weights: Of the standardised scores in it.
-    """
-
-    values: dict[str, np.ndarray]
-    weights: list[float]
+    values: dict[str, np.ndarray]  # Of each set of images
+    weights: list[float]  # Of the standardised scores in it
 
     def synthetic(self) -> float:
         """Return the AUROC on held training images against synthetic outliers, which chooses."""

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from experiments.denoise import __main__ as denoise
 from experiments.denoise import classical
 from experiments.denoise.report import LEAF, label, paired, training_verdict
-from experiments.harness import command as _command
+from experiments.harness import command as command_line
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -40,7 +40,7 @@ def smoke(tmp_path_factory, quick_compilation):
     )  # fmt: skip
     with jax.enable_x64(False):
         found = denoise.measure_command(command)
-        return out, _command.write(command, found, 0.0, "Denoising by data leaves")
+        return out, command_line.write(command, found, 0.0, "Denoising by data leaves")
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_a_gain_comes_with_its_standard_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": (1,)}, "epochs needs --checkpoint"),
+        ({"epochs": (1,)}, "epoch=1 needs --checkpoint"),
         ({"tuning": 0}, "tuning must be in 1 … 1436, got 0"),
         ({"pairs": 361}, "pairs must be in 1 … 360"),
     ],
