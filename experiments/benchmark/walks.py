@@ -161,9 +161,9 @@ def dense_trip(bench: Bench, count: int) -> Trip:
     )  # fmt: skip
 
 
-def _row(bench: Bench, trip: Trip, title: str, ratios: list[Ratio]) -> Row:
-    ours = bench.once(title, trip.ours)
-    return Row(title, _UNIT, [ours, *trip.theirs(bench)], ratios, trip.same)
+def _row(bench: Bench, trip: Trip, title: str, ratios: list[Ratio], others: list[Contender]) -> Row:
+    contenders = [bench.once(title, trip.ours), *trip.theirs(bench), *others]
+    return Row(title, _UNIT, contenders, ratios, trip.same)
 
 
 def _title(count: int, what: str = "leaf walk") -> str:
@@ -174,9 +174,7 @@ def leaf_row(bench: Bench, count: int) -> Row:
     """Walk along leaves; 256 paths have no target."""
     least, most = (4, 1.7) if count < 256 else (None, None)
     ratios = [beside_peers(least), beside_forwards(bench.classes, most)]
-    row = _row(bench, papers_trip(bench, count), _title(count), ratios)
-    row.contenders.append(bench.forward())
-    return row
+    return _row(bench, papers_trip(bench, count), _title(count), ratios, [bench.forward()])
 
 
 def kernel_row(bench: Bench) -> Row:
@@ -186,20 +184,18 @@ def kernel_row(bench: Bench) -> Row:
         beside_peers(names=(FUNC,)),
         beside_forwards(bench.classes, 1.8),
     ]
-    row = _row(bench, papers_trip(bench, 1, "kernel"), _title(1, "kernel walk"), ratios)
-    row.contenders.append(bench.forward())
-    return row
+    trip, title = papers_trip(bench, 1, "kernel"), _title(1, "kernel walk")
+    return _row(bench, trip, title, ratios, [bench.forward()])
 
 
 def dense_row(bench: Bench, count: int) -> Row:
     """Walk along leaves of the small network; one path also by a scan."""
-    trip = dense_trip(bench, count)
-    title = _title(count, "leaf walk of the digits' MLP")
-    row = _row(bench, trip, title, [beside_peers(80 if count == 1 else 3.5)])
+    trip, scan = dense_trip(bench, count), []
+    ratios = [beside_peers(80 if count == 1 else 3.5)]
     if count == 1:  # so small a step shows what stands around it
-        row.contenders.append(_scan(trip))
-        row.ratios.append(Ratio("foliax (diffrax) / scan", (FOLIAX,), (_SCAN,)))
-    return row
+        scan = [_scan(trip)]
+        ratios.append(Ratio("foliax (diffrax) / scan", (FOLIAX,), (_SCAN,)))
+    return _row(bench, trip, _title(count, "leaf walk of the digits' MLP"), ratios, scan)
 
 
 def _scan(trip: Trip) -> Contender:
@@ -227,15 +223,15 @@ def exact_row(bench: Bench) -> Row:
     """Walk one path each by the exact scheme, inside the box and with p kept along the kernel."""
     options: dict[str, Any] = {"max_steps": bench.sizes.steps, "save_every": bench.sizes.steps}
 
-    def along_leaf(model: Any, x: Any, target: Any, box: Any) -> Any:
-        return foliax.walk(model, x, target, box=box, arrival=0.0, stall=0.0, **options)
-
-    def along_kernel(model: Any, x: Any, direction: Any, box: Any) -> Any:
-        return foliax.drift(model, x, direction, along="kernel", box=box, **options)
+    def program(along: str, model: Any, x: Any, goal: Any, box: Any) -> Any:
+        if along == "leaf":
+            return foliax.walk(model, x, goal, box=box, arrival=0.0, stall=0.0, **options)
+        return foliax.drift(model, x, goal, along="kernel", box=box, **options)
 
     contenders = [bench.forward()]
-    for along, program in (("leaf", along_leaf), ("kernel", along_kernel)):
-        one = compiled(f"exact {along}", program, *papers_trip(bench, 1, along).first, units=1)
+    for along in ("leaf", "kernel"):
+        first = papers_trip(bench, 1, along).first
+        one = compiled(f"exact {along}", partial(program, along), *first, units=1)
         one.units = max(1, int(one.run().num_steps))  # it may end before the last step
         contenders.append(one)
 

@@ -5,7 +5,7 @@ class. FPR at 95 % TPR: test images are the positive class, as is usual; the sha
 pass as test images when 95 % of the test images do. All of scikit-learn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -150,33 +150,25 @@ def _combined(parts: Parts, names: Sequence[str], total: Any, weights: list[floa
     return Combined(dict(zip(rows, totals, strict=True)), weights)
 
 
-class Bootstrap:
-    """What a combination adds to the AUROC of another, and how sure that is.
+def bootstrap(base: Combined, *, resamples: int, seed: int) -> Callable[[Combined], dict[str, Any]]:
+    """Return what gives the gain of a combination in mean AUROC, with its 95 % interval.
 
     Test images and outliers are drawn anew with replacement, the same draws for both.
-
-    Args:
-        base: What is added to.
-        resamples: How often is drawn.
-        seed: Of the draws.
     """
+    rng = np.random.default_rng(seed)
+    sizes = {kind: len(base.values[kind]) for kind in ("test", *outside(base.values))}
+    weights = {
+        kind: rng.multinomial(size, np.full(size, 1 / size), size=resamples) / size
+        for kind, size in sizes.items()
+    }
+    before = _wins(base)
 
-    def __init__(self, base: Combined, *, resamples: int, seed: int):
-        rng = np.random.default_rng(seed)
-        sizes = {kind: len(base.values[kind]) for kind in ("test", *outside(base.values))}
-        self._weights = {
-            kind: rng.multinomial(size, np.full(size, 1 / size), size=resamples) / size
-            for kind, size in sizes.items()
-        }
-        self._before = _wins(base)
-
-    def gain(self, more: Combined) -> dict[str, Any]:
-        """Return the gain in mean AUROC over the sets, its 95 % interval, and that of each set."""
+    def gain(more: Combined) -> dict[str, Any]:
         drawn, each = [], {}
         for kind, wins in _wins(more).items():
-            change = wins - self._before[kind]
+            change = wins - before[kind]
             # The AUROC of a draw is its weights on both sides of the table of wins.
-            drawn.append(((self._weights["test"] @ change) * self._weights[kind]).sum(axis=1))
+            drawn.append(((weights["test"] @ change) * weights[kind]).sum(axis=1))
             each[kind] = float(change.mean())
         low, high = np.quantile(np.mean(drawn, axis=0), (0.025, 0.975))
         return {
@@ -187,6 +179,8 @@ class Bootstrap:
             "synthetic": more.synthetic(),
             "weights": more.weights,
         }
+
+    return gain
 
 
 def _wins(combined: Combined) -> dict[str, np.ndarray]:
@@ -217,9 +211,9 @@ def partners(
     before = base if instead_of is None else [*base, instead_of]
     result: dict[str, dict[str, Any]] = {name: {} for name in candidates}
     for way, combine in WAYS.items():
-        known = Bootstrap(combine(parts, before), resamples=resamples, seed=seed)
+        gain = bootstrap(combine(parts, before), resamples=resamples, seed=seed)
         for name in candidates:
-            result[name][way] = known.gain(combine(parts, [*base, name]))
+            result[name][way] = gain(combine(parts, [*base, name]))
     return result
 
 

@@ -70,7 +70,7 @@ def report(results: Mapping[str, Any], milliseconds: Mapping[str, float]) -> str
     costs = [["scores", "ms an image"], *([k, f"{ms:.3g}"] for k, ms in milliseconds.items())]
     parts += [f"## Cost (epoch {list(epochs)[-1]})", markdown_table(costs)]
     if len(epochs) > 1:
-        parts += ["## Degree of training", training_table(results), training_words(results)]
+        parts += ["## Degree of training", training_table(results)]
     return "\n\n".join(parts)
 
 
@@ -143,12 +143,15 @@ def gains_table(result: Mapping[str, Any]) -> str:
 
 
 def training_table(results: Mapping[str, Any]) -> str:
-    """Return accuracy, trace and mean AUROC by epoch."""
-    epochs = results["epochs"].values()
+    """Return accuracy, trace and mean AUROC by epoch, and where the training's trace peaks."""
+    epochs, peak = results["epochs"].values(), results["training"]["peak_epoch_of_training"]
     lines = [
         ["epoch", *results["epochs"]],
         ["test accuracy", *(f"{each['accuracy']:.3f}" for each in epochs)],
-        ["mean trace", *(f"{each['mean_trace']:.3g}" for each in epochs)],
+        [
+            "mean trace" + (f" (of the training, largest in epoch {peak})" if peak else ""),
+            *(f"{each['mean_trace']:.3g}" for each in epochs),
+        ],
     ]
     for name in dict.fromkeys(name for each in epochs for name in shown(each)):
         rows = [each["scores"].get(name) for each in epochs]
@@ -156,20 +159,6 @@ def training_table(results: Mapping[str, Any]) -> str:
     chosen = [(each["gains"], *each["chosen"]) for each in epochs]
     gained = (f"{_interval(gains[name][way])} {name}" for gains, name, way in chosen)
     return markdown_table([*lines, ["gain of the chosen score beside pixels", *gained]])
-
-
-def training_words(results: Mapping[str, Any]) -> str:
-    """Say which epoch serves best, and whether it is that of the largest mean trace."""
-    told = results["training"]
-    best = [epoch for name, epoch in told["best_epoch"].items() if is_blind(name)]
-    served = {epoch: best.count(epoch) for epoch in results["epochs"]}
-    agrees = max(served, key=lambda epoch: served[epoch]) == told["most_trace"]
-    return (
-        f"Scores of the leaf that are best at an epoch: {served}. The mean trace is largest at "
-        f"epoch {told['most_trace']}, which {'is' if agrees else 'is not'} the best for most; of "
-        f"the whole training, at {told['peak_epoch_of_training'] or 'an unknown epoch'}. The most "
-        f"accurate is epoch {told['most_accurate']}."
-    )
 
 
 # --- pictures ----------------------------------------------------------------------------------
