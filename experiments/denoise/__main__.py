@@ -14,7 +14,7 @@ picture of images for each noise, curves, `results.json`, `paths.json` (every si
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,20 +67,6 @@ class Command(command_line.Command):
         return {"step": self.step, "max_steps": self.steps, "stall": self.stall}
 
 
-class Setting(NamedTuple):
-    """What all measurements share."""
-
-    dataset: Any  # The data
-    places: np.ndarray  # Places of the test images
-    tuning: np.ndarray  # Training images to tune on, normalised
-    pool: jnp.ndarray  # Training images to choose references from, normalised
-    labels: np.ndarray  # Theirs
-    test: np.ndarray  # Test images, normalised
-    truth: np.ndarray  # Theirs
-    denoisers: dict[str, classical.Denoiser]  # The classical denoisers by name
-    classifier: Any  # The independent classifier
-
-
 def measure_command(command: Command) -> Found:
     """Denoise the images of a command by every network it names."""
     if command.quick:
@@ -88,7 +74,7 @@ def measure_command(command: Command) -> Found:
         command = replace(command, **small)
     networks = _networks(command)
     dataset = next(iter(networks.values())).dataset
-    setting = _set_up(command, dataset)
+    study = Study(command, dataset)
     traces = {name: _trace(loaded) for name, loaded in networks.items()}
     shown = max(traces, key=lambda name: traces[name])
     networks = {report.CONTROL: _random_plane(dataset, command.seed)} | networks
@@ -99,16 +85,14 @@ def measure_command(command: Command) -> Found:
         for noise, records in measured.items():
             strengths = getattr(command, noise)
             for strength in strengths:
-                records[strength], made = _record(
-                    setting, command, noise, strength, networks, shown, bar
-                )
+                records[strength], made = study.record(noise, strength, networks, shown, bar)
                 if strength == pictures.middle(strengths):
                     images[noise] = made
     measured = {noise: records for noise, records in measured.items() if records}
     sections = report.sections(measured, networks, traces, shown)
     pictures.draw(command.out, measured, images, shown)
     every_image = {
-        "test_image": setting.places,
+        "test_image": study.places,
         "measured": [
             {"noise": noise, "strength": strength}
             | {key: record[key] for key in ("methods", "leaves")}
@@ -116,7 +100,7 @@ def measure_command(command: Command) -> Found:
             for strength, record in records.items()
         ],
     }
-    return Found(networks[shown], sections, every_image, _explained(command, setting, shown))
+    return Found(networks[shown], sections, every_image, study.explained(shown))
 
 
 def _networks(command: Command) -> dict[str, Loaded]:
@@ -137,116 +121,104 @@ def _linear(matrix: Any, x: Any) -> Any:
     return matrix @ x.ravel()
 
 
-def _set_up(command: Command, dataset: Any) -> Setting:
-    total = dataset.length("train")
-    if not 1 <= command.tuning < total:
-        raise ValueError(f"tuning must be in 1 … {total - 1}, got {command.tuning}")
-    drawn = np.random.default_rng(command.seed).permutation(total)[: command.tuning + command.pool]
-    tuning, _ = dataset.take(drawn[: command.tuning], split="train")
-    pool, labels = dataset.take(drawn[command.tuning :], split="train")
-    places = command.starts(dataset.length("test"))
-    test, truth = dataset.take(places, split="test")
-    denoisers = classical.denoisers(np.asarray(dataset.to_pixels(pool), np.float64))
-    classifier = judge(dataset, quick=command.quick)
-    return Setting(
-        dataset, places, tuning, jnp.asarray(pool), labels, test, truth, denoisers, classifier
-    )
-
-
 def _trace(loaded: Loaded) -> float:
     xs, _ = loaded.dataset.take(np.arange(min(_TRACED, loaded.dataset.length("train"))))
     return float(mean_trace(loaded.model, jnp.asarray(xs)))
 
 
-def _record(
-    setting: Setting, command: Command, noise: str, strength: float, networks: Any, shown: str,
-    bar: Any,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:  # fmt: skip
-    """Return what was measured under one noise, and the images, in pixels, of one network."""
-    case = _case(setting, command, noise, strength)
-    made = _classical(setting, case, noise, strength) | without_leaf(case)
-    images = {"clean": case.test.clean, **made}
-    bar.update()
-    leaves, flows = {}, {}
-    for name, loaded in networks.items():
-        by_leaf, flows[name] = _leaf(setting, case, loaded, command)
-        leaves[name] = {method: _measure(setting, case, each) for method, each in by_leaf.items()}
-        if name == shown:
-            images |= by_leaf
+class Study:
+    """The images, normalised, the classical denoisers and the classifier, shared by all noises."""
+
+    def __init__(self, command: Command, dataset: Any):
+        total, tuning = dataset.length("train"), command.tuning
+        if not 1 <= tuning < total:
+            raise ValueError(f"tuning must be in 1 … {total - 1}, got {tuning}")
+        drawn = np.random.default_rng(command.seed).permutation(total)[: tuning + command.pool]
+        self.command, self.dataset = command, dataset
+        self.tuning, _ = dataset.take(drawn[:tuning], split="train")
+        pool, self.labels = dataset.take(drawn[tuning:], split="train")
+        self.pool = jnp.asarray(pool)
+        self.places = command.starts(dataset.length("test"))
+        self.test, self.truth = dataset.take(self.places, split="test")
+        self.denoisers = classical.denoisers(np.asarray(dataset.to_pixels(pool), np.float64))
+        self.classifier = judge(dataset, quick=command.quick)
+
+    def record(
+        self, noise: str, strength: float, networks: Any, shown: str, bar: Any
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return what was measured under one noise, and the images, in pixels, of one network."""
+        case = self.case(noise, strength)
+        made = self.classical(case, noise, strength) | without_leaf(case)
+        images = {"clean": case.test.clean, **made}
         bar.update()
-    record = {
-        "methods": {method: _measure(setting, case, each) for method, each in made.items()},
-        "leaves": leaves,
-        "leaf": flows,
-        "level": case.level,
-    }
-    return record, images
+        leaves, flows = {}, {}
+        for name, loaded in networks.items():
+            by_leaf, flows[name] = self.leaf(case, loaded.model)
+            leaves[name] = {method: self.measures(case, each) for method, each in by_leaf.items()}
+            if name == shown:
+                images |= by_leaf
+            bar.update()
+        methods = {method: self.measures(case, each) for method, each in made.items()}
+        return {"methods": methods, "leaves": leaves, "leaf": flows, "level": case.level}, images
 
+    def case(self, noise: str, strength: float) -> Case:
+        """Return noisy images for tuning and test, with the training images nearest to them."""
+        parts, count = [], min(self.command.references, len(self.pool))
+        for i, clean in enumerate((self.tuning, self.test)):
+            pixels = np.asarray(self.dataset.to_pixels(clean), np.float64)
+            seed = 2 * self.command.seed + i
+            corrupted = classical.corrupt(pixels, noise, strength, seed=seed)
+            noisy = jnp.asarray(self.dataset.from_pixels(corrupted), clean.dtype)
+            nearest = choose(noisy, self.pool, count, block=1)
+            parts.append(Images(noisy, pixels, self.pool[nearest]))
+        level = math.sqrt(float(jnp.mean((parts[0].noisy - self.tuning) ** 2)))
+        return Case(self.dataset, parts[0], parts[1], level)
 
-def _case(setting: Setting, command: Command, noise: str, strength: float) -> Case:
-    """Return noisy images for tuning and test, with the training images nearest to them."""
-    dataset, parts = setting.dataset, []
-    for i, clean in enumerate((setting.tuning, setting.test)):
-        pixels = np.asarray(dataset.to_pixels(clean), np.float64)
-        corrupted = classical.corrupt(pixels, noise, strength, seed=2 * command.seed + i)
-        noisy = jnp.asarray(dataset.from_pixels(corrupted), clean.dtype)
-        count = min(command.references, len(setting.pool))
-        parts.append(
-            Images(noisy, pixels, setting.pool[choose(noisy, setting.pool, count, block=1)])
+    def classical(self, case: Case, noise: str, strength: float) -> dict[str, np.ndarray]:
+        """Return what the classical denoisers make of the test images, in pixels."""
+        tuning, test = (case.pixels(part.noisy) for part in (case.tuning, case.test))
+        denoisers = dict(self.denoisers)
+        if noise == "blur":
+            known = classical.deconvolution(strength, self.dataset.shape)
+            denoisers["Richardson-Lucy, blur known"] = known
+        return {
+            name: one.apply(test, one.tuned(tuning, case.tuning.clean))
+            for name, one in denoisers.items()
+        }
+
+    def leaf(self, case: Case, model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return what the leaves of a network make of the test images, in pixels."""
+        flow = self.command.flow()
+        found, chosen_and_ended = with_leaf(model, case, flow)
+        k = chosen_and_ended["chosen"]["feet_mean"]["k"]
+        for by in ("class", "feature") if self.command.choosers else ():
+            options = {"by": by, "model": model, "labels": self.labels, "block": 1}
+            places = choose(case.test.noisy, self.pool, k, **options)
+            found |= by_other_references(model, case, self.pool[places], by, flow)
+        return found, chosen_and_ended
+
+    def measures(self, case: Case, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what is measured of every test image."""
+        normalised = np.asarray(self.dataset.from_pixels(np.clip(pixels, 0, 1)), np.float32)
+        return {
+            "psnr": classical.psnr(pixels, case.test.clean),
+            "ssim": classical.ssim(pixels, case.test.clean),
+            "judged": (self.classifier.predict(normalised) == self.truth).astype(float),
+        }
+
+    def explained(self, shown: str) -> str:
+        """Return what a reader of the tables has to know."""
+        command, classifier = self.command, self.classifier
+        choice = f" with the largest mean trace, epoch {shown[1:]}" if command.epochs else ""
+        return (
+            f"{len(self.test)} test images; references are chosen from {len(self.pool)} training "
+            f"images, and everything that has a parameter is tuned on {len(self.tuning)} others, "
+            "for each noise and strength. Images are clipped to the pixel range before they are "
+            f"measured. The tables are of the network{choice}; as a control, random planes of the "
+            "same dimension stand in place of leaves. The independent classifier is a "
+            f"{classifier.words}, right on {100 * classifier.accuracy:.3g} % of the test images. "
+            f"Closest points: steps of {command.step:g}, at most {command.steps}."
         )
-    level = math.sqrt(float(jnp.mean((parts[0].noisy - setting.tuning) ** 2)))
-    return Case(dataset, parts[0], parts[1], level)
-
-
-def _classical(setting: Setting, case: Case, noise: str, strength: float) -> dict[str, np.ndarray]:
-    """Return what the classical denoisers make of the test images, in pixels."""
-    tuning, test = (case.pixels(part.noisy) for part in (case.tuning, case.test))
-    denoisers = dict(setting.denoisers)
-    if noise == "blur":
-        known = classical.deconvolution(strength, setting.dataset.shape)
-        denoisers["Richardson-Lucy, blur known"] = known
-    return {
-        name: one.apply(test, one.tuned(tuning, case.tuning.clean))
-        for name, one in denoisers.items()
-    }
-
-
-def _leaf(
-    setting: Setting, case: Case, loaded: Loaded, command: Command
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return what the leaves of a network make of the test images, in pixels."""
-    model, flow = loaded.model, command.flow()
-    found, chosen_and_ended = with_leaf(model, case, flow)
-    k = chosen_and_ended["chosen"]["feet_mean"]["k"]
-    for by in ("class", "feature") if command.choosers else ():
-        options = {"by": by, "model": model, "labels": setting.labels, "block": 1}
-        places = choose(case.test.noisy, setting.pool, k, **options)
-        found |= by_other_references(model, case, setting.pool[places], by, flow)
-    return found, chosen_and_ended
-
-
-def _measure(setting: Setting, case: Case, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what is measured of every test image."""
-    normalised = np.asarray(setting.dataset.from_pixels(np.clip(pixels, 0, 1)), np.float32)
-    return {
-        "psnr": classical.psnr(pixels, case.test.clean),
-        "ssim": classical.ssim(pixels, case.test.clean),
-        "judged": (setting.classifier.predict(normalised) == setting.truth).astype(float),
-    }
-
-
-def _explained(command: Command, setting: Setting, shown: str) -> str:
-    choice = f" with the largest mean trace, epoch {shown[1:]}" if command.epochs else ""
-    classifier = setting.classifier
-    return (
-        f"{len(setting.test)} test images; references are chosen from {len(setting.pool)} training "
-        f"images, and everything that has a parameter is tuned on {len(setting.tuning)} others, "
-        "for each noise and strength. Images are clipped to the pixel range before they are "
-        f"measured. The tables are of the network{choice}; as a control, random planes of the same "
-        f"dimension stand in place of leaves. The independent classifier is a {classifier.words}, "
-        f"right on {100 * classifier.accuracy:.3g} % of the test images. Closest points: steps of "
-        f"{command.step:g}, at most {command.steps}."
-    )
 
 
 def main() -> None:

@@ -247,11 +247,11 @@ def run(config: Config) -> dict[str, Any]:
         "epochs": epochs,
         "training": _training(config, epochs),
     })  # fmt: skip
-    _draw(config.out, results, sets, parts)
     write_text(config.out / "table.md", tables.report(results, milliseconds) + "\n")
     write_json(config.out / "results.json", results)
-    told = provenance(config.seed, {"all": round(time.perf_counter() - begun, 2)})
-    write_json(config.out / "run.json", told | {"milliseconds_an_image": milliseconds})
+    origin = provenance(config.seed, {"all": round(time.perf_counter() - begun, 2)})
+    write_json(config.out / "run.json", origin | {"milliseconds_an_image": milliseconds})
+    _draw(config.out, results, sets, parts)
     return results
 
 

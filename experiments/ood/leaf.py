@@ -82,7 +82,7 @@ def _by_all(
     model: Any, references: ood.References, family: str, options: dict[str, Any], xs: np.ndarray
 ) -> Named:
     """Score each image by all references of a family."""
-    fn = partial(_against_all, references=references, **options)
+    fn = partial(ood.scores, references=references, **options)
     kept = _named(in_parts(fn, model, xs, rows=1 if options["feet"] else 4))
     found = {name: kept.pop(name) for name in AT_X}
     for name, values in kept.items():
@@ -97,10 +97,6 @@ def _by_own(
     """Score each image by its own reference."""
     kept = _named(in_parts(partial(_against_own, **options), model, xs, points))
     return {f"{name}[{family}]": v[:, 0] for name, v in kept.items() if name not in AT_X}
-
-
-def _against_all(model: Any, xs: Any, *, references: ood.References, **options: Any) -> ood.Scores:
-    return ood.scores(model, xs, references, **options)
 
 
 def _against_own(model: Any, xs: Any, points: Any, **options: Any) -> ood.Scores:
