@@ -7,7 +7,7 @@ times the papers' network for MNIST (two convolutions, a pool, dense 128, C = 10
 in one run. A Jacobian by C reverse passes costs about 1 + C forward passes: that is the first
 yardstick, the forward pass being the stock network's at its fastest batch. The second is PyTorch
 (`pip install 'foliax[benchmark]'`), twice: P1, the papers' algorithm, and P2, the best plain
-`torch.func`; see `_peers`. Everybody's results are compared before anybody is timed.
+`torch.func`; see `peers`. Everybody's results are compared before anybody is timed.
 
 Programs are compiled first, then run in turn, in a random order each round, an untimed call before
 each timed one; a ratio is the median over rounds of the ratios within a round, with its range.
@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ from experiments.harness.run import running
 
 _CPU_BLOCK, _GPU_BLOCK = 4, 64  # images at a time: what fits the caches; what fills the device
 _QUICK_ROUNDS = 3
-_PACKAGES = ("equinox", "torch", "scipy")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS")
 _BUSY = 0.5  # load of others, per core, from which on the table warns
 _GIB = 2**30
@@ -51,70 +49,47 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Config:
-    """What to time, on what, and where to write.
+    """What to time, on what, and where to write."""
 
-    Attributes:
-        weights: PyTorch weights of the papers' network for MNIST, .npz or .pt.
-        checkpoint: Folder of a training to take the network from. With neither, one is trained
-            for a hundred steps, on Fashion-MNIST where it is prepared and else on digits enlarged.
-        out: Output folder.
-        rows: Which rows; none for all.
-        rounds: How often everybody is timed.
-        block: Images, or paths, at a time; None for 4 on a CPU and 64 elsewhere.
-        seed: Of the order, of directions and of random weights.
-        quick: Few rounds, small sizes, and without the slowest rows unless they are named.
-        sizes: How much a program does in one run.
-    """
-
-    weights: Path | None = None
+    weights: Path | None = None  # PyTorch weights of the papers' network for MNIST, .npz or .pt
+    # Folder of a training to take the network from. With neither, one is trained for a
+    # hundred steps, on Fashion-MNIST where it is prepared and else on digits enlarged.
     checkpoint: Path | None = None
-    out: Path = Path("out/benchmark")
-    rows: tuple[Name, ...] = ()
-    rounds: int = 7
-    block: int | None = None
-    seed: int = 0
+    out: Path = Path("out/benchmark")  # Output folder
+    rows: tuple[Name, ...] = ()  # Which rows; none for all
+    rounds: int = 7  # How often everybody is timed
+    seed: int = 0  # Of the order, of directions and of random weights
+    # Few rounds, small sizes, and without the slowest rows unless they are named.
     quick: bool = False
-    sizes: Sizes = field(default_factory=Sizes)
+    sizes: Sizes = field(default_factory=Sizes)  # How much a program does in one run
 
     def chosen(self) -> tuple[Name, ...]:
         """Return the rows that are timed."""
-        unknown = [name for name in self.rows if name not in ROWS]
-        if unknown:
-            raise ValueError(f"rows must be some of {', '.join(ROWS)}, got {', '.join(unknown)}")
-        if self.rows:
-            return self.rows
-        return tuple(name for name in ROWS if not (self.quick and name in SLOW))
+        return self.rows or tuple(name for name in ROWS if not (self.quick and name in SLOW))
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Time all rows, and write everything.
-
-    Args:
-        config: What to do.
-
-    Returns:
-        What results.json holds.
+    """Time all rows, and write everything; return what results.json holds.
 
     Raises:
-        ValueError: If a row is unknown, rounds is not positive, or the network is another one.
+        ValueError: If rounds is not positive, or the network is another one.
     """
     if config.rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {config.rounds}")
     names, load = config.chosen(), os.getloadavg()
     rounds = min(config.rounds, _QUICK_ROUNDS) if config.quick else config.rounds
-    block = config.block or (_CPU_BLOCK if jax.default_backend() == "cpu" else _GPU_BLOCK)
-    seconds: dict[str, float] = {}
     start = time.perf_counter()
     subject = obtain(config.weights, config.checkpoint, config.seed)
+    seconds = {"network": time.perf_counter() - start}
     sizes = config.sizes.quick() if config.quick else config.sizes
+    block = _CPU_BLOCK if jax.default_backend() == "cpu" else _GPU_BLOCK
     bench = Bench(subject, sizes, block, config.seed)
-    seconds["network"] = time.perf_counter() - start
     rows: dict[str, Any] = {}
     results: dict[str, Any] = {}
     with tqdm(total=len(names) * (rounds + 1), unit="round", dynamic_ncols=True) as bar:
         for name in names:
             start, done = time.perf_counter(), bar.n
-            bar.set_description(f"{name}: compile and compare")
+            bar.set_description(name)
             rows[name] = _row(name, bench, rounds, config.seed, bar)
             bar.update(done + rounds + 1 - bar.n)
             seconds[name] = time.perf_counter() - start
@@ -123,15 +98,27 @@ def run(config: Config) -> dict[str, Any]:
     return results
 
 
+def _row(name: Name, bench: Bench, rounds: int, seed: int, bar: tqdm) -> dict[str, Any]:
+    """Measure a row, or say why it was not."""
+    try:
+        row = ROWS[name](bench)
+        bar.update()
+        return measure(name, row, rounds, seed, bar.update)
+    except Skipped as why:
+        return {"title": name, "status": f"skipped: {why}"}
+    except Disagreement as why:
+        return {"title": name, "status": f"failed: {why}"}
+
+
 def _write(
     config: Config, bench: Bench, rows: Mapping[str, Any], seconds: Mapping[str, float], load: Any
 ) -> dict[str, Any]:
     """Write everything known so far, and return what results.json holds."""
     known = vars(bench)  # what the rows asked for
     results = plain({
-        "device": device(bench),
+        "device": device(),
         "load_at_start": load,
-        "network": bench.subject.origin,
+        "network": bench.subject.network,
         "product_gflops": bench.product_rates,
         "block": bench.block,
         "sizes": asdict(bench.sizes),
@@ -140,32 +127,14 @@ def _write(
         "peak_bytes": peak_bytes(),
         "rows": rows,
     })  # fmt: skip
-    write_text(config.out / "table.md", "\n".join([*heading(results), "", *tables(results), ""]))
+    parts = ["\n".join(heading(results)), *tables(results["rows"])]
+    write_text(config.out / "table.md", "\n\n".join(parts) + "\n")
     write_json(config.out / "results.json", results)
-    told = provenance(config.seed, plain(seconds))
-    told["versions"] |= {name: _version(name) for name in _PACKAGES}
-    write_json(config.out / "run.json", told)
+    write_json(config.out / "run.json", provenance(config.seed, plain(seconds)))
     return results
 
 
-def _row(name: Name, bench: Bench, rounds: int, seed: int, bar: tqdm) -> dict[str, Any]:
-    """Measure a row, or say why it was not."""
-
-    def tick() -> None:
-        bar.set_description(name)
-        bar.update()
-
-    try:
-        row = ROWS[name](bench)
-        bar.update()
-        return measure(name, row, rounds, seed, tick)
-    except Skipped as why:
-        return {"title": name, "status": f"skipped: {why}"}
-    except Disagreement as why:
-        return {"title": name, "status": f"failed: {why}"}
-
-
-def device(bench: Bench) -> dict[str, Any]:
+def device() -> dict[str, Any]:
     """Say what the times depend on."""
     one = jax.devices()[0]
     return {
@@ -173,9 +142,10 @@ def device(bench: Bench) -> dict[str, Any]:
         "platform": one.platform,
         "cpus": os.cpu_count(),
         "jax": jax.__version__,
-        "torch": peers.settings() if bench.has_torch else None,
+        "torch": None if peers.torch is None else peers.settings(),
         "environment": {name: os.environ[name] for name in _THREADS if name in os.environ},
-        "matmul_precision": _precision(),
+        # On recent GPUs not quite float32, unless asked for.
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
     }
 
 
@@ -185,48 +155,29 @@ def heading(results: Mapping[str, Any]) -> list[str]:
     other = "PyTorch is not installed"
     if torch is not None:
         other = f"PyTorch {torch['version']} on {torch['device']}, {torch['threads']} threads"
-    before, most = results["load_at_start"][0], results["peak_bytes"]["host"] / _GIB
-    loads = [load for row in results["rows"].values() for load in row.get("load", ())]
+    rows, before = results["rows"].values(), results["load_at_start"][0]
+    loads = [load for row in rows for load in row.get("load", ())]
+    rates = ", ".join(f"{who} {rate:.0f}" for who, rate in results["product_gflops"].items())
     lines = [
         f"{where['kind']}, {where['cpus']} cores, {where['platform']}; jax {where['jax']}; "
         f"{other}.",
         f"Network: {results['network']}. Load (one minute) {before:.1f} at the start, "
-        f"{max(loads, default=0):.1f} at most. Most memory of the process: {most:.2f} GiB.",
-        "Products of square float32 matrices, GFLOP/s: "
-        + ", ".join(f"{who} {rate:.0f}" for who, rate in results["product_gflops"].items())
-        + ". Where the two differ, so do the networks.",
+        f"{max(loads, default=0):.1f} at most. Most memory of the process: "
+        f"{results['peak_bytes']['host'] / _GIB:.2f} GiB.",
+        f"Products of square float32 matrices, GFLOP/s: {rates}. Where the two differ, so do the "
+        "networks.",
     ]
     if before > _BUSY * where["cpus"]:
-        lines.append(
-            "**The machine was busy with other work**, from which PyTorch suffers most: the least "
-            "times tell more."
-        )
-    notes = [
-        f"{row['title']}: {row['note']}." for row in results["rows"].values() if row.get("note")
-    ]
-    return [*lines, *notes]
-
-
-def _precision() -> str:
-    """Return how JAX multiplies in float32: on recent GPUs, by default not quite in float32."""
-    return getattr(jax.config, "jax_default_matmul_precision", None) or "default"
+        lines.append("**The machine was busy with other work**: the least times tell more.")
+    return lines + [f"{row['title']}: {row['note']}." for row in rows if row.get("note")]
 
 
 def _processor() -> str:
-    """Return the name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    """Return the name of the CPU, which JAX does not know."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def main() -> None:

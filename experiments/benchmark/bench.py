@@ -9,46 +9,30 @@ import numpy as np
 
 from experiments.benchmark import nets, peers
 from experiments.benchmark.timing import FORWARD, FUNC, LOOP, Contender, compiled
-from foliax import zoo
+from experiments.harness.common import Loaded
 
-BATCHES = (1, 16, 64, 256)  # a forward is timed at the fastest of these
-_SIDE, _PRODUCTS = 1024, 15  # of the matrices whose product is timed, and how often it is
+_BATCHES = (1, 16, 64, 256)  # a forward is timed at the fastest of these
 _CHUNKS = (4, 16, 64)  # and `torch.func` at the fastest of these
+_SIDE, _PRODUCTS = 1024, 15  # of the matrices whose product is timed, and how often it is
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a program does in one run.
+    """How much a program does in one run."""
 
-    Attributes:
-        images: In a batch.
-        looped: How many of them P1 does.
-        steps: Of one path.
-        many_steps: Of each of many paths.
-        peer_steps: Of one path by PyTorch.
-        peer_many_steps: Of each of many.
-        dense_steps: Of one path of the digits' network.
-        dense_many_steps: Of each of its 256 paths.
-        classes_images: In the batch with 100 classes.
-        training_steps: Between two trackings.
-        reference: Images that are tracked.
-        swept: Images of the sweep, at most.
-        long_rounds: Rounds of the rows whose runs are long: sweep, tracking, EfficientNet.
-    """
-
-    images: int = 64
-    looped: int = 8
-    steps: int = 50
-    many_steps: int = 25
-    peer_steps: int = 10
-    peer_many_steps: int = 3
-    dense_steps: int = 1000
-    dense_many_steps: int = 200
-    classes_images: int = 16
-    training_steps: int = 50
-    reference: int = 1000
-    swept: int = 10_000
-    long_rounds: int = 3
+    images: int = 64  # In a batch
+    looped: int = 8  # How many of them P1 does
+    steps: int = 50  # Of one path
+    many_steps: int = 25  # Of each of many paths
+    peer_steps: int = 10  # Of one path by PyTorch
+    peer_many_steps: int = 3  # Of each of many
+    dense_steps: int = 1000  # Of one path of the digits' network
+    dense_many_steps: int = 200  # Of each of its 256 paths
+    classes_images: int = 16  # In the batch with 100 classes
+    training_steps: int = 50  # Between two trackings
+    reference: int = 1000  # Images that are tracked
+    swept: int = 10_000  # Images of the sweep, at most
+    long_rounds: int = 3  # Rounds of the rows whose runs are long: sweep, tracking, EfficientNet
 
     def quick(self) -> "Sizes":
         """Return smaller sizes."""
@@ -61,23 +45,16 @@ class Sizes:
 
 @dataclass
 class Bench:
-    """What the rows share; programs are compiled when a row first needs them.
+    """What the rows share; programs are compiled when a row first needs them."""
 
-    Attributes:
-        subject: The network and its images.
-        sizes: How much is done.
-        block: Images, or paths, at a time.
-        seed: Of directions and random weights.
-    """
-
-    subject: nets.Subject
-    sizes: Sizes
-    block: int
-    seed: int
-    _kept: dict[str, Contender] = field(default_factory=dict, init=False)
+    subject: Loaded  # The network and its data
+    sizes: Sizes  # How much is done
+    block: int  # Images, or paths, at a time
+    seed: int  # Of directions and random weights
+    _compiled: dict[str, Contender] = field(default_factory=dict, init=False)
 
     @property
-    def model(self) -> zoo.CNN:
+    def model(self) -> Any:
         """The network of the zoo."""
         return self.subject.model
 
@@ -92,19 +69,24 @@ class Bench:
         return nets.StockCNN(self.model)
 
     @cached_property
-    def has_torch(self) -> bool:
-        """Whether there is anybody to compare with."""
-        return peers.installed()
-
-    @cached_property
     def net(self) -> Any:
         """The network in PyTorch."""
         return peers.network(self.model)
 
     def images(self, count: int, first: int = 0) -> np.ndarray:
         """Return test images, from the start again where they are too few."""
-        test = self.subject.data.test_x
+        test = self.subject.dataset.test_x
         return test[np.arange(first, first + count) % len(test)]
+
+    def once(self, name: str, make: Callable[[], Contender]) -> Contender:
+        """Return what several rows use, compiled once."""
+        if name not in self._compiled:
+            self._compiled[name] = make()
+        return self._compiled[name]
+
+    def theirs(self, name: str, units: float, make: Callable[[], Callable]) -> list[Contender]:
+        """Return what PyTorch runs; nothing where it is not installed."""
+        return [] if peers.torch is None else [Contender(name, make(), units, wait=peers.wait)]
 
     @cached_property
     def product_rates(self) -> dict[str, float]:
@@ -115,73 +97,63 @@ class Bench:
         """
         a = np.ones((_SIDE, _SIDE), np.float32)
         contenders = [compiled("jax", lambda a: a @ a, a, units=1)]
-        if self.has_torch:
-            contenders.append(torch_contender("torch", peers.product, peers.matrix(a), units=1))
+        contenders += self.theirs("torch", 1, lambda: _squared(a))
+        rates = {}
         for one in contenders:
             one.first()
             one.calls = 1
-        return {
-            one.name: 2 * _SIDE**3 / min(one.seconds() for _ in range(_PRODUCTS)) / 1e9
-            for one in contenders
-        }
+            rates[one.name] = 2e-9 * _SIDE**3 / min(one.seconds() for _ in range(_PRODUCTS))
+        return rates
 
     @cached_property
     def forward_seconds(self) -> dict[int, float]:
         """Seconds an image of the stock network's forward pass, by the size of the batch."""
         found = {}
-        for size in BATCHES:
-            contender = self.forward(size=size)
-            contender.first()
-            found[size] = float(np.median([contender.seconds() for _ in range(3)]))
+        for size in _BATCHES:
+            one = self._forward(self.stock, size)
+            self._compiled[f"forward {size}"] = one
+            one.first()
+            found[size] = float(np.median([one.seconds() for _ in range(3)]))
         return found
 
-    def forward(self, model: Any = None, size: int | None = None) -> Contender:
-        """Return the stock network's forward pass, unless told otherwise at its fastest batch."""
-        if size is None:
-            size = min(self.forward_seconds, key=self.forward_seconds.__getitem__)
+    def forward(self, model: Any = None) -> Contender:
+        """Return a forward pass at the fastest batch: of the stock network, or of another one."""
+        size = min(self.forward_seconds, key=self.forward_seconds.__getitem__)
+        return self._forward(model, size) if model else self._compiled[f"forward {size}"]
 
-        def make(model: Any) -> Contender:
-            return compiled(FORWARD, nets.forward, model, self.images(size), units=size)
-
-        return make(model) if model else self.kept(f"forward {size}", lambda: make(self.stock))
-
-    def kept(self, name: str, make: Callable[[], Contender]) -> Contender:
-        """Return what several rows use, compiled once."""
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
+    def _forward(self, model: Any, size: int) -> Contender:
+        return compiled(FORWARD, nets.forward, model, self.images(size), units=size)
 
     @cached_property
     def reference(self) -> dict[str, np.ndarray]:
         """Trace, rank and spectrum of the batch, in float64."""
         return nets.plain(self.stock, self.images(self.sizes.images))
 
+    def _func(self, chunk: int) -> list[Contender]:
+        xs = self.images(self.sizes.images)
+        run = lambda: partial(peers.matrices_by_func, self.net, peers.tensor(xs), chunk)  # noqa: E731
+        return self.theirs(FUNC, len(xs), run)
+
     @cached_property
-    def chunk(self) -> int:
-        """The fastest number of images at a time for `torch.func`."""
-        xs, found = peers.tensor(self.images(self.sizes.images)), {}
+    def chunk(self) -> int | None:
+        """The fastest number of images at a time for `torch.func`; None without PyTorch."""
+        found = {}
         for chunk in _CHUNKS:
-            one = torch_contender(FUNC, peers.matrices_by_func, self.net, xs, chunk, units=len(xs))
-            one.first()
-            found[chunk] = min(one.seconds() for _ in range(2))
-        return min(found, key=found.__getitem__)
+            for one in self._func(chunk):
+                one.first()
+                found[chunk] = min(one.seconds() for _ in range(2))
+        return min(found, key=found.__getitem__, default=None)
 
     @cached_property
     def batch_peers(self) -> list[Contender]:
         """P1 and P2 of trace, rank and spectrum; none without PyTorch."""
-        if not self.has_torch:
+        if self.chunk is None:
             return []
-        xs = peers.tensor(self.images(self.sizes.images))
-        few = xs[: self.sizes.looped]
-        func, loop = peers.matrices_by_func, peers.matrices_by_loop
-        return [
-            torch_contender(LOOP, loop, self.net, few, units=len(few)),
-            torch_contender(FUNC, func, self.net, xs, self.chunk, units=len(xs)),
-        ]
+        few = peers.tensor(self.images(self.sizes.looped))
+        loop = partial(peers.matrices_by_loop, self.net, few)
+        return [*self.theirs(LOOP, len(few), lambda: loop), *self._func(self.chunk)]
 
 
-def torch_contender(
-    name: str, function: Callable, *arguments: Any, units: float, **more: Any
-) -> Contender:
-    """Return what runs a function of `_peers`."""
-    return Contender(name, partial(function, *arguments, **more), units, wait=peers.wait)
+def _squared(a: np.ndarray) -> Callable[[], Any]:
+    given = peers.torch.tensor(a).to(peers.device())
+    return lambda: given @ given

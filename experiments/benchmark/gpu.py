@@ -5,6 +5,7 @@ counted: the floating-point operations of a forward pass, by XLA on the program 
 optimised, times C, as each of the C − 1 reverse passes costs as much as the forward one.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 
 import foliax
 from experiments.benchmark import nets, peers
-from experiments.benchmark.bench import Bench, torch_contender
+from experiments.benchmark.bench import Bench
 from experiments.benchmark.timing import Ratio, Row, Skipped, compiled, within
 
 _IMAGES, _SIDE = 1024, 8192
@@ -34,41 +35,41 @@ def rates(bench: Bench, images: int, side: int) -> Row:
     xs = bench.images(images)
     work = images * forward_operations(bench.stock, xs[0]) * bench.classes / _TERA
     contenders, ratios = [], []
-    if bench.has_torch:
-        import torch
     for dtype in ("float32", "bfloat16"):
-        peak, own = f"product, {dtype}", f"Jacobian, {dtype}"
+        peak, own, theirs = (
+            f"{what}, {dtype}" for what in ("product", "Jacobian", "PyTorch's Jacobian")
+        )
         square = jnp.ones((side, side), dtype)
         model = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), bench.model)
         contenders += [
             compiled(peak, product, square, square, units=2 * side**3 / _TERA),
             compiled(own, jacobian, model, jnp.asarray(xs, dtype), units=work),
+            *bench.theirs(theirs, work, partial(_by_func, bench, xs, dtype)),
         ]
         ratios += [
             Ratio(f"TFLOP/s, {peak}", (), (peak,)),
             Ratio(f"TFLOP/s, {own}", (), (own,)),
             Ratio(f"{own}: share of the peak", (peak,), (own,)),
+            Ratio(f"{own}: beside PyTorch's", (theirs,), (own,)),
         ]
-        if bench.has_torch:
-            theirs = f"PyTorch's Jacobian, {dtype}"
-            given: Any = getattr(torch, dtype)
-            net, rows = peers.network(bench.model).to(given), peers.tensor(xs).to(given)
-            contenders.append(
-                torch_contender(theirs, peers.factors_by_func, net, rows, _CHUNK, units=work)
-            )
-            ratios.append(Ratio(f"{own}: beside PyTorch's", (theirs,), (own,)))
+    return Row(f"Jacobian of {images} images at once", "TFLOP", contenders, ratios, _errors)
 
-    def same(found: dict[str, Any]) -> dict[str, Any]:
-        errors = {}
-        exact = _traces(found["Jacobian, float32"])
-        for who, factors in found.items():
-            if "Jacobian" in who and who != "Jacobian, float32":
-                most = _ROUGH if "bfloat16" in who else _CLOSE
-                error = float(np.median(np.abs(_traces(factors) / exact - 1)))
-                errors[f"trace_error: {who}"] = within(error, most, f"trace, {who}")
-        return errors
 
-    return Row(f"Jacobian of {images} images at once", "TFLOP", contenders, ratios, same)
+def _by_func(bench: Bench, xs: np.ndarray, dtype: str) -> Any:
+    given = getattr(peers.torch, dtype)
+    net = peers.network(bench.model).to(given)
+    return partial(peers.factors_by_func, net, peers.tensor(xs).to(given), _CHUNK)
+
+
+def _errors(found: dict[str, Any]) -> dict[str, Any]:
+    """Compare the traces of all Jacobians with ours in float32."""
+    traces = {who: _traces(factors) for who, factors in found.items() if "Jacobian" in who}
+    exact, errors = traces.pop("Jacobian, float32"), {}
+    for who, values in traces.items():
+        most = _ROUGH if "bfloat16" in who else _CLOSE
+        error = float(np.median(np.abs(values / exact - 1)))
+        errors[f"trace_error: {who}"] = within(error, most, f"trace, {who}")
+    return errors
 
 
 def _traces(factors: Any) -> np.ndarray:

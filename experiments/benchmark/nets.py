@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from scipy.linalg import helmert
 
 import foliax
+from experiments.harness.common import Loaded, load
 from foliax import zoo
 from foliax.data_matrix import count_rank, default_rtol, singular_values
 
@@ -20,50 +21,28 @@ _SIDE = 28
 _STEPS = 100  # of the training that is made here, where no weights are given
 
 
-class Subject(NamedTuple):
-    """The network that is timed, and its images.
-
-    Attributes:
-        model: A `foliax.zoo.CNN`.
-        data: Images of the shape it takes.
-        origin: Where both come from, in words.
-    """
-
-    model: zoo.CNN
-    data: zoo.Dataset
-    origin: str
-
-
-def obtain(weights: Path | None, checkpoint: Path | None, seed: int) -> Subject:
+def obtain(weights: Path | None, checkpoint: Path | None, seed: int) -> Loaded:
     """Return the papers' network for MNIST with the weights given, or briefly trained here.
 
     Raises:
         ValueError: If both are given, or the checkpoint is of another network.
     """
-    if weights is not None and checkpoint is not None:
-        raise ValueError(f"give --weights or --checkpoint, not both: {weights} and {checkpoint}")
+    if weights is not None or checkpoint is not None:
+        name = "fashion_mnist" if checkpoint is None else None
+        loaded = load(name, checkpoint=checkpoint, weights=weights)
+        if not isinstance(loaded.model, zoo.CNN):
+            raise ValueError(f"checkpoint must hold a CNN, got {loaded.network}")
+        return loaded
     data = images()
-    if checkpoint is not None:
-        model = zoo.restore(checkpoint)
-        if not isinstance(model, zoo.CNN) or model.shape != data.shape:
-            raise ValueError(
-                f"checkpoint must hold a CNN for images of shape {data.shape}, got "
-                f"{type(model).__name__} in {checkpoint}"
-            )
-        return Subject(model, data, f"the checkpoint {checkpoint.name} on {data.name}")
-    model = zoo.CNN(data.shape, data.num_classes, rngs=nnx.Rngs(seed))
-    if weights is not None:
-        return Subject(zoo.load_torch(model, weights), data, f"{weights.name} on {data.name}")
-    config = zoo.TrainConfig(
-        epochs=1, optimizer="adamw", learning_rate=2e-3, track_per_epoch=0, seed=seed
-    )
+    config = zoo.TrainConfig(optimizer="adamw", learning_rate=2e-3, track_per_epoch=0, seed=seed)
     most = _STEPS * config.batch_size
     part = replace(data, train_x=data.train_x[:most], train_y=data.train_y[:most])
-    epochs = math.ceil(most / len(part.train_y))
-    model, history = zoo.train(model, part, replace(config, epochs=epochs), progress=False)
-    trained: Any = model
-    told = f"trained here for {history.epoch_steps[-1]} steps on {data.name}, seed {seed}"
-    return Subject(trained, data, f"{told}, test accuracy {history.test_accuracy[-1]:.3f}")
+    config = replace(config, epochs=math.ceil(most / len(part.train_y)))
+    model = zoo.CNN(data.shape, data.num_classes, rngs=nnx.Rngs(seed))
+    model, history = zoo.train(model, part, config, progress=False)
+    steps, accuracy = history.epoch_steps[-1], history.test_accuracy[-1]
+    words = f"CNN trained here for {steps} steps on {data.name}, test accuracy {accuracy:.3f}"
+    return Loaded(model, data, words)
 
 
 def images() -> zoo.Dataset:
@@ -135,9 +114,7 @@ def measured(model: Any, x: Any, chunk: int | None = None) -> dict[str, Any]:
     """Return trace, rank and spectrum of G at x, from one factor."""
     a = foliax.factor(model, x, chunk=chunk)
     s = singular_values(a)
-    return {
-        "trace": jnp.sum(a**2), "rank": count_rank(s, num_rows=len(a)), "spectrum": s**2
-    }  # fmt: skip
+    return {"trace": jnp.sum(a**2), "rank": count_rank(s, num_rows=len(a)), "spectrum": s**2}
 
 
 def batch(model: Any, xs: Any, block: int, chunk: int | None = None) -> dict[str, Any]:
@@ -175,42 +152,30 @@ def plain(model: Any, xs: Any) -> dict[str, np.ndarray]:
 
     with jax.enable_x64(True):
         double = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), model)
-        pulled = jax.jit(jax.vmap(gradients, (None, 0)))(double, np.asarray(xs, np.float64))
-        p, jacobian = (np.asarray(part) for part in pulled)
+        found = jax.jit(jax.vmap(gradients, (None, 0)))(double, np.asarray(xs, np.float64))
+        p, jacobian = (np.asarray(part) for part in found)
     rows = np.sqrt(p)[:, :, None] * jacobian.reshape(*p.shape, -1)
     count = p.shape[1] - 1
     s = np.linalg.svd(rows, compute_uv=False)[:, :count]
     least = math.sqrt(default_rtol(count, jnp.dtype(jnp.float32))) * s[:, :1]
-    return {
-        "trace": np.sum(rows**2, axis=(1, 2)), "rank": np.sum(s > least, axis=1), "spectrum": s**2
-    }  # fmt: skip
+    trace = np.sum(rows**2, axis=(1, 2))
+    return {"trace": trace, "rank": np.sum(s > least, axis=1), "spectrum": s**2}
 
 
 def scan_by_hand(
     model: Any, x: Any, target: Any, box: Any, classes: int, step: float, steps: int
 ) -> Any:
-    """Walk along the leaf as one would write it without foliax: a scan, a Gram matrix, Cholesky."""
+    """Walk along the leaf as one would write it without foliax: a scan, a Gram matrix, Cholesky.
+
+    Returns the points of the published scheme: unit-speed Euler, clipped.
+    """
     contrasts = jnp.asarray(helmert(classes), x.dtype)
 
-    def projected(x: Any, v: Any) -> Any:
+    def body(x: Any, _: None) -> tuple[Any, Any]:
         _, pull = jax.vjp(model, x)
         rows = jax.vmap(lambda row: pull(row)[0].ravel())(contrasts)
-        return cho_solve(cho_factor(rows @ rows.T), rows @ v.ravel()) @ rows
-
-    return _scan(projected, x, target, box, step, steps)
-
-
-def scan_of_projections(model: Any, x: Any, target: Any, box: Any, step: float, steps: int) -> Any:
-    """Walk along the leaf by `foliax.project_leaf` in a scan."""
-    return _scan(lambda x, v: foliax.project_leaf(model, x, v), x, target, box, step, steps)
-
-
-def _scan(projected: Any, x: Any, target: Any, box: Any, step: float, steps: int) -> Any:
-    """Return the points of the published scheme: unit-speed Euler, clipped."""
-
-    def body(x: Any, _: None) -> tuple[Any, Any]:
-        d = projected(x, target - x).reshape(x.shape)
-        x = box.clip(x + step * d / jnp.sqrt(jnp.sum(d**2)))
+        d = cho_solve(cho_factor(rows @ rows.T), rows @ (target - x).ravel()) @ rows
+        x = box.clip(x + step * d.reshape(x.shape) / jnp.linalg.norm(d))
         return x, x
 
     return jax.lax.scan(body, x, length=steps)[1]

@@ -6,39 +6,31 @@
 - P2, the best plain `torch.func`: `vmap(jacrev)` of C − 1 differences of logits where the
   projection is all that is wanted, of the log probabilities elsewhere, and batched linear algebra.
 
-Nothing here comes from foliax. Images are channels first; PyTorch is imported where it is used.
+Images are channels first. PyTorch is an extra; without it `torch` is None.
 """
 
-import math
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+import foliax
 from foliax import zoo
 
-
-def installed() -> bool:
-    """Return whether PyTorch can be imported."""
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return False
-    return True
+torch: Any = import_module("torch") if find_spec("torch") else None
 
 
 def device() -> str:
     """Return where PyTorch computes: on the GPU where JAX does and PyTorch can."""
-    import jax
-    import torch
-
     return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
 
 
 def wait(result: Any) -> Any:
-    """Wait until the device has done what it was told."""
-    import torch
-
+    """Wait until the device is done."""
     if device() == "cuda":
         torch.cuda.synchronize()
     return result
@@ -46,8 +38,6 @@ def wait(result: Any) -> Any:
 
 def settings() -> dict[str, Any]:
     """Return what a time depends on."""
-    import torch
-
     return {
         "version": torch.__version__,
         "device": device(),
@@ -56,26 +46,12 @@ def settings() -> dict[str, Any]:
     }
 
 
-def matrix(a: np.ndarray) -> Any:
-    """Return a matrix."""
-    import torch
-
-    return torch.tensor(a).to(device())
-
-
-def product(a: Any) -> Any:
-    """Return a matrix times itself."""
-    return a @ a
-
-
 # --- networks and images -----------------------------------------------------------------------
 
 
 def network(model: Any) -> Any:
     """Return the `torch.nn.Sequential` of a `zoo.CNN` or `zoo.MLP`, with its weights."""
-    from torch import nn
-
-    layers: list[nn.Module] = []
+    nn, layers = torch.nn, []
     if isinstance(model, zoo.CNN):
         convs = iter(model.convs)
         for item in model.plan:
@@ -98,8 +74,6 @@ def network(model: Any) -> Any:
 
 
 def _filled(layer: Any, weight: np.ndarray, own: Any) -> Any:
-    import torch
-
     layer.weight.data = torch.tensor(weight)
     layer.bias.data = torch.tensor(_numpy(own.bias))
     return layer
@@ -111,8 +85,6 @@ def _numpy(parameter: Any) -> np.ndarray:
 
 def tensor(xs: Any, net: Any = None) -> Any:
     """Return images (…, H, W, channels) channels first, in the precision of a network."""
-    import torch
-
     moved = torch.tensor(np.moveaxis(np.asarray(xs), -1, -3).copy()).to(device())
     return moved if net is None else moved.to(next(net.parameters()).dtype)
 
@@ -127,13 +99,9 @@ def array(images: Any) -> np.ndarray:
 
 def matrices_by_loop(net: Any, xs: Any) -> dict[str, np.ndarray]:
     """Return trace, rank and spectrum of G, image by image (P1)."""
-    import torch
-    from torch.autograd.functional import jacobian
-
     found: dict[str, list[Any]] = {"trace": [], "rank": [], "spectrum": []}
     for x in xs:
-        rows: Any = jacobian(lambda y: torch.log_softmax(net(y), dim=1), x[None])
-        rows = rows.reshape(rows.shape[1], -1)
+        rows = _gradients(net, x)
         p = torch.softmax(net(x[None]), dim=1)[0]
         found["trace"].append(torch.sum(p * torch.sum(rows**2, dim=1)).item())
         rank = int(torch.linalg.matrix_rank(rows))
@@ -143,47 +111,45 @@ def matrices_by_loop(net: Any, xs: Any) -> dict[str, np.ndarray]:
     return {name: np.stack(values) for name, values in found.items()}
 
 
+def _gradients(net: Any, x: Any) -> Any:
+    """Return the gradients of the log probabilities at one image, (C, n) (P1)."""
+    jacobian = torch.autograd.functional.jacobian
+    rows = jacobian(lambda y: torch.log_softmax(net(y), dim=1), x[None])
+    return rows.reshape(rows.shape[1], -1)
+
+
 def matrices_by_func(net: Any, xs: Any, chunk: int | None) -> dict[str, Any]:
     """Return trace, rank and spectrum of G of a batch (P2), in chunks of images."""
-    import torch
-
     factor = factors_by_func(net, xs, chunk)
-    s = torch.linalg.svdvals(torch.linalg.qr(factor.mT, mode="r").R)
     classes = factor.shape[1]
-    s = s[:, : classes - 1]
+    s = torch.linalg.svdvals(torch.linalg.qr(factor.mT, mode="r").R)[:, : classes - 1]
     least = 10 * classes * torch.finfo(s.dtype).eps * s[:, :1]
-    return {
-        "trace": torch.sum(factor**2, dim=(1, 2)), "rank": torch.sum(s > least, dim=1),
-        "spectrum": s**2,
-    }  # fmt: skip
+    trace = torch.sum(factor**2, dim=(1, 2))
+    return {"trace": trace, "rank": torch.sum(s > least, dim=1), "spectrum": s**2}
 
 
 def factors_by_func(net: Any, xs: Any, chunk: int | None) -> Any:
     """Return the factors of G, √p times the gradients of log p, of a batch (P2)."""
-    import torch
-    from torch.func import jacrev, vmap
 
     def log_p(x: Any) -> tuple[Any, Any]:
         value = torch.log_softmax(net(x[None])[0], dim=0)
         return value, value
 
-    rows, value = vmap(jacrev(log_p, has_aux=True), chunk_size=chunk)(xs)
+    jacobian = torch.func.jacrev(log_p, has_aux=True)
+    rows, value = torch.func.vmap(jacobian, chunk_size=chunk)(xs)
     return torch.exp(value / 2)[:, :, None] * rows.flatten(2)
 
 
 def kernel_of(layer: Any) -> Any:
     """Return the weight of a convolution."""
-    import torch
-
     return torch.tensor(_numpy(layer.kernel).transpose(3, 2, 0, 1).copy()).to(device())
 
 
 def pulled(weight: Any, rows: Any, shape: tuple[int, int, int]) -> Any:
     """Return cotangents of a convolution's outputs, (images, cotangents, …), at its inputs."""
-    from torch.nn.grad import conv2d_input
-
     size = (rows.shape[0] * rows.shape[1], *shape)
-    return conv2d_input(size, weight, rows.flatten(0, 1)).reshape(*rows.shape[:2], *shape)
+    back = torch.nn.grad.conv2d_input(size, weight, rows.flatten(0, 1))
+    return back.reshape(*rows.shape[:2], *shape)
 
 
 # --- walks -------------------------------------------------------------------------------------
@@ -193,7 +159,7 @@ def walk_by_loop(
     net: Any, x: Any, goal: Any, box: tuple[float, float], *,
     along: str, step: float, steps: int,
 ) -> Any:  # fmt: skip
-    """Return the points of a path by the published scheme (P1).
+    """Return the points (steps, *x.shape) of a path by the published scheme (P1).
 
     Args:
         net: The network.
@@ -203,18 +169,10 @@ def walk_by_loop(
         along: "leaf" or "kernel".
         step: Length of a step.
         steps: How many.
-
-    Returns:
-        (steps, *x.shape).
     """
-    import torch
-    from torch.autograd.functional import jacobian
-    from torch.nn.functional import normalize
-
-    points = []
+    normalize, points = torch.nn.functional.normalize, []
     for _ in range(steps):
-        rows: Any = jacobian(lambda y: torch.log_softmax(net(y), dim=1), x[None])
-        columns = normalize(rows.reshape(rows.shape[1], -1), dim=1).T
+        columns = normalize(_gradients(net, x), dim=1).T
         v = (goal - x if along == "leaf" else goal).flatten()
         d = _on_leaf(columns, v) if along == "leaf" else _on_kernel(columns, v)
         x = (x + step * normalize(d, dim=0).reshape(x.shape)).clamp(*box)
@@ -224,16 +182,12 @@ def walk_by_loop(
 
 def _on_leaf(columns: Any, v: Any) -> Any:
     """Project on the span of C dependent gradients: of QR, the first C − 1 columns."""
-    import torch
-
     q = torch.linalg.qr(columns).Q[:, : columns.shape[1] - 1]
     return q @ (q.T @ v)
 
 
 def _on_kernel(columns: Any, v: Any) -> Any:
     """Project on the kernel by a basis of it, n − C + 1 columns of the full QR."""
-    import torch
-
     basis = torch.linalg.qr(columns, mode="complete").Q[:, columns.shape[1] - 1 :]
     return basis @ torch.linalg.lstsq(basis, v[:, None]).solution[:, 0]
 
@@ -242,21 +196,14 @@ def walk_by_func(
     net: Any, xs: Any, goals: Any, box: tuple[float, float], *,
     along: str, step: float, steps: int, chunk: int | None = None,
 ) -> Any:  # fmt: skip
-    """Return the points of many paths by the published scheme (P2); see `walk_by_loop`.
-
-    Returns:
-        (steps, *xs.shape).
-    """
-    import torch
-    from torch.func import jacrev, vmap
-    from torch.nn.functional import normalize
+    """Return the points (steps, *xs.shape) of many paths (P2); see `walk_by_loop`."""
 
     def differences(x: Any) -> Any:
         logits = net(x[None])[0]
         return logits[:-1] - logits[-1]
 
-    one = jacrev(differences)
-    many = vmap(one, chunk_size=chunk) if len(xs) > 1 else lambda xs: one(xs[0])[None]
+    one = torch.func.jacrev(differences)
+    many = torch.func.vmap(one, chunk_size=chunk) if len(xs) > 1 else lambda xs: one(xs[0])[None]
     points = []
     for _ in range(steps):
         rows = many(xs).flatten(2)
@@ -264,7 +211,8 @@ def walk_by_func(
         lower = torch.linalg.cholesky_ex(rows @ rows.mT).L  # NaN where rows are dependent
         d = rows.mT @ torch.cholesky_solve(rows @ v, lower)
         d = d[:, :, 0] if along == "leaf" else (v - d)[:, :, 0]
-        xs = (xs + step * normalize(d, dim=1).reshape(xs.shape)).clamp(*box)
+        d = torch.nn.functional.normalize(d, dim=1).reshape(xs.shape)
+        xs = (xs + step * d).clamp(*box)
         points.append(xs)
     return torch.stack(points)
 
@@ -274,25 +222,19 @@ def walk_by_func(
 
 def fisher_product(net: Any, xs: Any, v: dict[str, Any]) -> dict[str, Any]:
     """Return the mean over xs of F(x, w) v: one jvp, one vjp."""
-    import torch
-    from torch.func import functional_call, jvp, vjp
-
     weights = dict(net.named_parameters())
 
     def logits(weights: Any) -> Any:
-        return functional_call(net, weights, (xs,))
+        return torch.func.functional_call(net, weights, (xs,))
 
-    value, change = jvp(logits, (weights,), (v,))[:2]
+    value, change = torch.func.jvp(logits, (weights,), (v,))[:2]
     p = torch.softmax(value, dim=1)
-    seen = p * (change - torch.sum(p * change, dim=1, keepdim=True))
-    pull = vjp(logits, weights)[1]
-    return pull(seen / len(xs))[0]
+    cotangent = p * (change - torch.sum(p * change, dim=1, keepdim=True))
+    return torch.func.vjp(logits, weights)[1](cotangent / len(xs))[0]
 
 
 def trainer(model: Any, rate: float) -> tuple[Any, Callable[[Any, Any], Any]]:
     """Return a network, and what makes a step of plain SGD on it and returns the loss."""
-    import torch
-
     net = network(model).requires_grad_(True).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
 
@@ -304,6 +246,11 @@ def trainer(model: Any, rate: float) -> tuple[Any, Callable[[Any, Any], Any]]:
         return loss.detach()
 
     return net, step
+
+
+def labels(ys: Any) -> Any:
+    """Return class labels."""
+    return torch.tensor(np.asarray(ys, np.int64)).to(device())
 
 
 def weights_of(model: Any) -> dict[str, Any]:
@@ -320,7 +267,6 @@ def original_efficientnet() -> Any:
     Raises:
         ImportError: If it is not installed.
     """
-    import torch
     from efficientnet_lite_pytorch import EfficientNet
 
     from foliax.zoo.efficientnet import weights_path
@@ -332,29 +278,16 @@ def original_efficientnet() -> Any:
 
 def factor_rows(net: Any, x: Any, count: int, *, together: bool) -> Any:
     """Return the first rows of A = Lᵀ J at one image: one by one (P1), or in one vmap (P2)."""
-    import torch
-    from torch.func import vjp, vmap
+
+    def columns(logits: Any) -> Any:
+        weights, rows = foliax.Categorical().factor(jnp.asarray(logits.detach().cpu().numpy()))
+        first = np.array(weights[:count, None] * rows[:count])
+        return torch.tensor(first, dtype=x.dtype).to(x.device)
 
     if together:
-        logits, pull = vjp(lambda y: net(y[None])[0], x)[:2]
-        columns = torch.tensor(stick_breaking(logits.cpu().numpy(), count), dtype=x.dtype)
-        return vmap(lambda column: pull(column)[0])(columns.to(x.device))
+        logits, pull = torch.func.vjp(lambda y: net(y[None])[0], x)[:2]
+        return torch.func.vmap(lambda column: pull(column)[0])(columns(logits))
     x = x.clone().requires_grad_(True)
     logits = net(x[None])[0]
-    columns = torch.tensor(stick_breaking(logits.detach().cpu().numpy(), count), dtype=x.dtype)
     grad = torch.autograd.grad
-    rows = [grad(logits, x, c.to(x.device), retain_graph=True)[0] for c in columns]
-    return torch.stack(rows)
-
-
-def stick_breaking(logits: np.ndarray, count: int) -> np.ndarray:
-    """Return the first rows of Lᵀ with L Lᵀ = diag p − p pᵀ, in float64."""
-    shifted = np.exp(np.asarray(logits, np.float64) - logits.max())
-    p = shifted / shifted.sum()
-    rows = np.zeros((count, len(p)))
-    for k in range(count):
-        after = p[k + 1 :].sum()
-        rows[k, k] = 1
-        rows[k, k + 1 :] = -p[k + 1 :] / after
-        rows[k] *= math.sqrt(p[k] * after / (p[k] + after))
-    return rows
+    return torch.stack([grad(logits, x, c, retain_graph=True)[0] for c in columns(logits)])

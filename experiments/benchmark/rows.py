@@ -1,33 +1,25 @@
 """The rows of the benchmark: who takes turns, on what, and what the times should come to."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal, get_args
 
-import jax
 import numpy as np
 from flax import nnx
-from threadpoolctl import ThreadpoolController
 
 import foliax
-from experiments.benchmark import gpu as _benchmark_gpu
-from experiments.benchmark import nets, peers
-from experiments.benchmark import walks as _benchmark_walks
-from experiments.benchmark.bench import Bench, torch_contender
+from experiments.benchmark import gpu, nets, peers, walks
+from experiments.benchmark.bench import Bench
 from experiments.benchmark.timing import (
     FOLIAX,
     FORWARD,
     FUNC,
     LOOP,
-    NO_TARGET,
     Contender,
-    Found,
     Ratio,
     Row,
     Skipped,
-    Target,
     beside_forwards,
     beside_peers,
     compiled,
@@ -39,23 +31,18 @@ from foliax.zoo.train_config import make_optimizer
 from foliax.zoo.train_step import TrainState, train_step
 
 Name = Literal[
-    "batch", "batch_stock", "walk_1", "walk_64", "walk_256", "walk_stock", "kernel", "exact",
-    "digits_1", "digits_256", "classes_100", "convolution", "scan", "training", "tracking", "sweep",
-    "fisher",
+    "batch", "batch_stock", "walk_1", "walk_64", "walk_256", "kernel", "exact", "digits_1",
+    "digits_256", "classes_100", "convolution", "scan", "training", "tracking", "sweep", "fisher",
     "efficientnet", "gpu",
 ]  # fmt: skip
-SLOW: Final[tuple[Name, ...]] = (
-    "walk_256",
-    "walk_stock",
-    "exact",
-    "efficientnet",
-)  # not with --quick
+SLOW: Final[tuple[Name, ...]] = ("walk_256", "exact", "efficientnet")  # not with --quick
 
-_MIB, _GIGA = 2**20, 1e9
+_GIGA = 1e9
 _EPOCH, _TRACKED = 1000, 10  # steps of an epoch of Fashion-MNIST, and trackings in one
 _CLOSE = 1e-3  # largest median error against float64, or against each other
 _TORCH, _TRACKING = "PyTorch", "tracking"
 _CHUNK = 27  # rows of EfficientNet's factor at a time
+_MATRICES = "trace + rank + spectrum"
 
 
 # --- G of a batch ------------------------------------------------------------------------------
@@ -65,31 +52,31 @@ def batch_row(bench: Bench, stock: bool = False) -> Row:
     """Make trace, rank and spectrum of a batch in memory."""
     xs, model = bench.images(bench.sizes.images), bench.stock if stock else bench.model
     ours = compiled(FOLIAX, partial(nets.batch, block=bench.block), model, xs, units=len(xs))
-    least, most, stretch = (2.8, 2.0, None) if stock else (3.2, 1.7, 1.4)
+    least, most = (2.8, 2.0) if stock else (3.2, 1.7)
     return Row(
-        "trace + rank + spectrum, " + ("any model of stock layers" if stock else "zoo network"),
+        f"{_MATRICES}, {'any model of stock layers' if stock else 'zoo network'}",
         "image",
         [ours, *bench.batch_peers, bench.forward()],
-        [
-            beside_peers(Target(at_least=least)),
-            beside_forwards(bench.classes, Target(at_most=most, stretch=stretch)),
-        ],
+        [beside_peers(least), beside_forwards(bench.classes, most)],
         partial(same_matrices, bench.reference),
     )
 
 
 def same_matrices(reference: dict[str, np.ndarray], found: dict[str, Any]) -> dict[str, Any]:
-    """Compare everybody's trace, spectrum and rank with float64."""
+    """Compare everybody's trace, spectrum and rank, of as many images, with float64."""
     agreement = {}
     for who, result in found.items():
         if who == FORWARD:
             continue
-        trace, rank, spectrum = (np.asarray(result[k]) for k in ("trace", "rank", "spectrum"))
-        expected = {name: values[: len(trace)] for name, values in reference.items()}
+        count = min(len(result["trace"]), len(reference["trace"]))
+        trace, rank, spectrum = (
+            np.asarray(result[key])[:count] for key in ("trace", "rank", "spectrum")
+        )
+        expected = {key: values[:count] for key, values in reference.items()}
         errors = np.abs(trace / expected["trace"] - 1)
         off = median_error(spectrum, expected["spectrum"])
         agreement[who] = {
-            "images": len(trace),
+            "images": count,
             "trace_error": within(np.median(errors), _CLOSE, f"trace, {who}"),
             "trace_largest_error": errors.max(),
             "traces_off": int(np.sum(errors > _CLOSE)),
@@ -106,25 +93,19 @@ def classes_row(bench: Bench, classes: int = 100, chunk: int = 9) -> Row:
     stock, xs = nets.StockCNN(model), bench.images(bench.sizes.classes_images)
     function = partial(nets.batch, block=bench.block, chunk=chunk)
     ours = compiled(FOLIAX, function, model, xs, units=len(xs))
-    threaded = _with_blas_threads(ours, os.cpu_count() or 1)
-    contenders = [ours, threaded, bench.forward(stock)]
-    if bench.has_torch:
-        net, few = peers.network(model), peers.tensor(xs[:4])
-        contenders.append(
-            torch_contender(FUNC, peers.matrices_by_func, net, few, 4, units=len(few))
-        )
+    few = xs[:4]
+
+    def theirs() -> Any:
+        return partial(peers.matrices_by_func, peers.network(model), peers.tensor(few), len(few))
+
     return Row(
-        f"trace + rank + spectrum, C = {classes}",
+        f"{_MATRICES}, C = {classes}",
         "image",
-        contenders,
-        [
-            beside_forwards(classes, Target(at_most=1.7)),
-            beside_forwards(classes, who=threaded.name),
-            beside_peers(),
-        ],
+        [ours, bench.forward(stock), *bench.theirs(FUNC, len(few), theirs)],
+        [beside_forwards(classes, 1.7), beside_peers()],
         partial(same_matrices, nets.plain(stock, xs)),
-        _scratch(ours, Target(at_most=16)),
-        f"the last layer is random; {chunk} of {classes - 1} reverse passes at a time",
+        limit=16,
+        note=f"the last layer is random; {chunk} of {classes - 1} reverse passes at a time",
     )
 
 
@@ -139,72 +120,40 @@ def convolution_row(bench: Bench) -> Row:
     rows = rng.normal(size=shape).astype(np.float32)
     work = 2 * rows.size * window**2 * inputs / _GIGA
     ours = compiled(FOLIAX, partial(nets.pulled, block=bench.block), layer, hs, rows, units=work)
-    contenders = [ours]
-    if bench.has_torch:
-        weight, given = peers.kernel_of(layer), peers.tensor(rows)
-        contenders.append(
-            torch_contender(_TORCH, peers.pulled, weight, given, (inputs, side, side), units=work)
-        )
+
+    def theirs() -> Any:
+        given = peers.kernel_of(layer), peers.tensor(rows), (inputs, side, side)
+        return partial(peers.pulled, *given)
 
     def same(found: dict[str, Any]) -> dict[str, Any]:
-        if _TORCH not in found:
-            return {}
-        theirs = peers.array(found[_TORCH])
-        return {_TORCH: within(median_error(found[FOLIAX], theirs), _CLOSE, "pulled back")}
+        return {
+            who: within(median_error(found[FOLIAX], peers.array(rows)), _CLOSE, "pulled back")
+            for who, rows in found.items()
+            if who == _TORCH
+        }
 
-    return Row(
-        "input gradients of the second convolution",
-        "GFLOP",
-        contenders,
-        [
-            Ratio("GFLOP/s, foliax", (), (FOLIAX,)),
-            Ratio("GFLOP/s, PyTorch", (), (_TORCH,)),
-            Ratio("PyTorch / foliax", (_TORCH,), (FOLIAX,)),
-        ],
-        same,
-        note="the largest part of G; beside it stands the rate of a plain matrix product, above",
-    )
-
-
-def _with_blas_threads(contender: Contender, count: int) -> Contender:
-    """Return the same program with LAPACK on so many threads, which is SciPy's own default.
-
-    The experiments set one thread (see `experiments/__init__`): more of them and XLA's fight.
-    """
-    controller = ThreadpoolController()
-
-    def run() -> Any:
-        with controller.limit(limits=count, user_api="blas"):
-            return jax.block_until_ready(contender.run())
-
-    return Contender(f"foliax, {count} BLAS threads", run, contender.units)
-
-
-def _scratch(contender: Contender, target: Target) -> list[Found]:
-    if contender.temporary is None:
-        return []
-    used = contender.temporary / _MIB
-    return [target.judge("temporary memory, MiB", used, used)]
+    ratios = [
+        Ratio("GFLOP/s, foliax", (), (FOLIAX,)),
+        Ratio("GFLOP/s, PyTorch", (), (_TORCH,)),
+        Ratio("PyTorch / foliax", (_TORCH,), (FOLIAX,)),
+    ]
+    title = "input gradients of the second convolution"
+    contenders = [ours, *bench.theirs(_TORCH, work, theirs)]
+    note = "the largest part of G; beside it stands the rate of a plain matrix product, above"
+    return Row(title, "GFLOP", contenders, ratios, same, note=note)
 
 
 def sweep_row(bench: Bench) -> Row:
     """Sweep the test set; the untimed call of so long a program is a sweep of one batch."""
-    xs = bench.subject.data.test_x[: bench.sizes.swept]
+    xs = bench.subject.dataset.test_x[: bench.sizes.swept]
     run = partial(foliax.sweep, nets.measured, bench.model, block=bench.block, progress=False)
     ours = Contender(FOLIAX, partial(run, xs), len(xs), warm=partial(run, xs[:256]))
-    count = len(bench.reference["trace"])
-
-    def same(found: dict[str, Any]) -> dict[str, Any]:
-        first = {name: values[:count] for name, values in found[FOLIAX].items()}
-        reference = {k: values[: len(first["trace"])] for k, values in bench.reference.items()}
-        return same_matrices(reference, {FOLIAX: first})
-
     return Row(
         f"sweep of {len(xs)} images: trace, rank, spectrum",
         "image",
         [ours, *bench.batch_peers, bench.forward()],
         [beside_peers(), beside_forwards(bench.classes)],
-        same,
+        lambda found: same_matrices(bench.reference, {FOLIAX: found[FOLIAX]}),
         rounds=bench.sizes.long_rounds,
     )
 
@@ -212,8 +161,8 @@ def sweep_row(bench: Bench) -> Row:
 # --- weights -----------------------------------------------------------------------------------
 
 
-def _parts(model: nnx.Module) -> tuple[Any, Any, Any, Any]:
-    parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+def _parts(model: nnx.Module) -> tuple[Any, Any, Any]:
+    parts: Any = nnx.split(model, nnx.Param, ...)
     return parts
 
 
@@ -230,85 +179,73 @@ def _same_weights(found: Any, expected: dict[str, Any], what: str) -> float:
 def fisher_row(bench: Bench) -> Row:
     """Make F·v, mean over a batch."""
     xs = bench.images(bench.sizes.images)
-    graph, params, stats, rest = _parts(bench.model)
+    graph, params, rest = _parts(bench.model)
     v = _parts(zoo.build(bench.model.config, nnx.Rngs(bench.seed + 1)))[1]
 
     def product(params: Any, xs: Any, v: Any) -> Any:
-        apply = lambda w, x: nnx.merge(graph, w, stats, rest)(x)  # noqa: E731
+        apply = lambda w, x: nnx.merge(graph, w, rest)(x)  # noqa: E731
         return fisher.matvec(apply, params, xs, v, batched=True)
 
-    ours = compiled(FOLIAX, product, params, xs, v, units=len(xs))
-    contenders = [ours, bench.forward()]
-    if bench.has_torch:
-        direction = peers.weights_of(nnx.merge(graph, v, stats, rest))
-        contenders.append(
-            torch_contender(
-                FUNC, peers.fisher_product, bench.net, peers.tensor(xs), direction, units=len(xs)
-            )
-        )
+    def theirs() -> Any:
+        direction = peers.weights_of(nnx.merge(graph, v, rest))
+        return partial(peers.fisher_product, bench.net, peers.tensor(xs), direction)
 
     def same(found: dict[str, Any]) -> dict[str, Any]:
-        if FUNC not in found:
-            return {}
-        ours = nnx.merge(graph, found[FOLIAX], stats, rest)
-        return {FUNC: _same_weights(ours, found[FUNC], "F·v")}
+        ours = nnx.merge(graph, found[FOLIAX], rest)
+        return {who: _same_weights(ours, w, "F·v") for who, w in found.items() if who == FUNC}
 
-    per_image = Ratio("foliax / forward", (FOLIAX,), (FORWARD,))
-    return Row("F·v, mean over a batch", "image", contenders, [beside_peers(), per_image], same)
+    ours = compiled(FOLIAX, product, params, xs, v, units=len(xs))
+    contenders = [ours, bench.forward(), *bench.theirs(FUNC, len(xs), theirs)]
+    ratios = [beside_peers(), Ratio("foliax / forward", (FOLIAX,), (FORWARD,))]
+    return Row("F·v, mean over a batch", "image", contenders, ratios, same)
 
 
 def training_row(bench: Bench) -> Row:
     """Make a step of plain SGD on a batch of 60."""
     config = zoo.TrainConfig()
-    data, size = bench.subject.data, config.batch_size
+    data, size = bench.subject.dataset, config.batch_size
     xs, ys = data.train_x[:size], data.train_y[:size]
-    graph, params, stats, rest = _parts(bench.model)
+    graph, params, stats, rest = nnx.split(bench.model, nnx.Param, nnx.BatchStat, ...)
     optimizer = make_optimizer(config, _EPOCH)
     state = TrainState(params, stats, optimizer.init(params))
 
     def step(state: Any, rest: Any, xs: Any, ys: Any) -> Any:
         return train_step(graph, optimizer, state, rest, xs, ys)
 
-    contenders = [compiled(FOLIAX, step, state, rest, xs, ys, units=1), bench.forward()]
-    if bench.has_torch:
-        _, advance = peers.trainer(bench.model, config.learning_rate)
-        contenders.append(torch_contender(_TORCH, advance, *_torch_batch(xs, ys), units=1))
+    def theirs() -> Any:
+        advance = peers.trainer(bench.model, config.learning_rate)[1]
+        return partial(advance, peers.tensor(xs), peers.labels(ys))
 
     def same(found: dict[str, Any]) -> dict[str, Any]:
-        if not bench.has_torch:
+        if _TORCH not in found:
             return {}
         net, advance = peers.trainer(bench.model, config.learning_rate)
         after, loss = found[FOLIAX]
-        theirs = float(advance(*_torch_batch(xs, ys)))
+        error = abs(float(loss) / float(advance(peers.tensor(xs), peers.labels(ys))) - 1)
         updated = nnx.merge(graph, after.params, stats, rest)
         return {
-            "loss": within(abs(float(loss) / theirs - 1), _CLOSE, "loss"),
+            "loss": within(error, _CLOSE, "loss"),
             "weights": _same_weights(updated, dict(net.named_parameters()), "weights"),
         }
 
+    ours = compiled(FOLIAX, step, state, rest, xs, ys, units=1)
+    contenders = [ours, bench.forward(), *bench.theirs(_TORCH, 1, theirs)]
     ratios = [
-        Ratio("foliax / PyTorch", (FOLIAX,), (_TORCH,), Target(at_most=1.2)),
+        Ratio("foliax / PyTorch", (FOLIAX,), (_TORCH,), at_most=1.2),
         Ratio("forwards an image", (FOLIAX,), (FORWARD,), scale=1 / size),
     ]
     return Row(f"training step, batch of {size}", "step", contenders, ratios, same)
 
 
-def _torch_batch(xs: np.ndarray, ys: np.ndarray) -> tuple[Any, Any]:
-    import torch
-
-    return peers.tensor(xs), torch.tensor(np.asarray(ys, np.int64)).to(peers.device())
-
-
 def tracking_row(bench: Bench) -> Row:
     """Train with `zoo.train` itself, which says what steps and tracking took."""
-    sizes, data = bench.sizes, bench.subject.data
+    sizes, data = bench.sizes, bench.subject.dataset
     config = zoo.TrainConfig(epochs=1)
     most = max(sizes.training_steps * config.batch_size, sizes.reference)
     part = replace(
         data, train_x=data.train_x[:most], train_y=data.train_y[:most],
         test_x=data.test_x[:64], test_y=data.test_y[:64],
     )  # fmt: skip
-    steps = len(part.train_y) // config.batch_size
 
     def train(track: int, reference: int = sizes.reference) -> Any:
         seconds: dict[str, float] = {}
@@ -316,6 +253,13 @@ def tracking_row(bench: Bench) -> Row:
         _, history = zoo.train(bench.model, part, settings, progress=False, seconds=seconds)
         return seconds, history
 
+    def same(found: dict[str, Any]) -> dict[str, Any]:
+        _, history = found[_TRACKING]
+        images = min(len(part.train_y), sizes.reference)
+        mean = history.ranks[0] @ np.arange(history.ranks.shape[1]) / images
+        return {"mean_rank": mean, "mean_trace": history.trace_mean[0], "images": images}
+
+    steps = len(part.train_y) // config.batch_size
     contenders = [
         Contender("step", partial(train, 0), steps, clock=lambda result: result[0]["steps"]),
         # Once before the first step and once after the last.
@@ -324,21 +268,12 @@ def tracking_row(bench: Bench) -> Row:
             warm=partial(train, 1, 64),
         ),
     ]  # fmt: skip
-
-    def same(found: dict[str, Any]) -> dict[str, Any]:
-        _, history = found[_TRACKING]
-        images = min(len(part.train_y), sizes.reference)
-        mean = history.ranks[0] @ np.arange(history.ranks.shape[1]) / images
-        return {"mean_rank": mean, "mean_trace": history.trace_mean[0], "images": images}
-
     ratio = Ratio(
-        "with tracking / without", (_TRACKING,), ("step",), Target(at_most=1.3),
-        scale=_TRACKED / _EPOCH, plus=1.0,
+        "with tracking / without", (_TRACKING,), ("step",), at_most=1.3, scale=_TRACKED / _EPOCH,
+        plus=1.0,
     )  # fmt: skip
     title = f"training, {sizes.reference} images tracked {_TRACKED} times in {_EPOCH} steps"
-    return Row(
-        title, "step or tracking", contenders, [ratio], same, rounds=bench.sizes.long_rounds
-    )  # fmt: skip
+    return Row(title, "step or tracking", contenders, [ratio], same, rounds=sizes.long_rounds)
 
 
 # --- EfficientNet-Lite0 ------------------------------------------------------------------------
@@ -351,46 +286,36 @@ def efficientnet_row(bench: Bench) -> Row:
 
     try:
         model = load_efficientnet_lite0()
-        net = peers.original_efficientnet() if bench.has_torch else None
+        net = peers.original_efficientnet() if peers.torch is not None else None
     except ImportError as error:
         raise Skipped(str(error)) from error
     x = normalised(photograph("chelsea", 224))
-    few = np.repeat(x[None], 4, axis=0)
+    few, rows = np.repeat(x[None], 4, axis=0), model.dense.kernel.shape[1] - 1
     function = lambda model, x: foliax.factor(model, x, chunk=_CHUNK)  # noqa: E731
-    contenders = [
-        compiled(FOLIAX, function, model, x, units=1),
-        compiled(FORWARD, nets.forward, model, few, units=len(few)),
-    ]
-    rows = model.dense.kernel.shape[1] - 1
-    if net is not None:
-        image = peers.tensor(x)
-        for name, count in ((LOOP, 3), (FUNC, _CHUNK)):
-            together = name == FUNC
-            contenders.append(
-                torch_contender(
-                    name, peers.factor_rows, net, image, count, together=together,
-                    units=count / rows,
-                )
-            )  # fmt: skip
+
+    def theirs(count: int, together: bool) -> Any:
+        return partial(peers.factor_rows, net, peers.tensor(x), count, together=together)
 
     def same(found: dict[str, Any]) -> dict[str, Any]:
         agreement = {}
-        for who in (LOOP, FUNC):
-            if who in found:
-                theirs = peers.array(found[who])
-                ours = np.asarray(found[FOLIAX][: len(theirs)])
-                off = median_error(ours, theirs)
-                agreement[who] = within(off, _CLOSE, f"rows, {who}")
+        for who in {LOOP, FUNC} & found.keys():
+            first = peers.array(found[who])
+            off = median_error(np.asarray(found[FOLIAX][: len(first)]), first)
+            agreement[who] = within(off, _CLOSE, f"rows, {who}")
         return agreement
 
     return Row(
         f"EfficientNet-Lite0, factor of {rows} rows",
         "image",
-        contenders,
+        [
+            compiled(FOLIAX, function, model, x, units=1),
+            compiled(FORWARD, nets.forward, model, few, units=len(few)),
+            *bench.theirs(LOOP, 3 / rows, partial(theirs, 3, False)),
+            *bench.theirs(FUNC, _CHUNK / rows, partial(theirs, _CHUNK, True)),
+        ],
         [beside_peers(), beside_forwards(rows + 1)],
         same,
-        _scratch(contenders[0], NO_TARGET),
-        f"{_CHUNK} rows at a time; PyTorch's time is that of its first rows, scaled to all",
+        note=f"{_CHUNK} rows at a time; PyTorch's time is that of its first rows, scaled to all",
         rounds=bench.sizes.long_rounds,
     )
 
@@ -400,22 +325,21 @@ def efficientnet_row(bench: Bench) -> Row:
 ROWS: Final[dict[Name, Callable[[Bench], Row]]] = {
     "batch": batch_row,
     "batch_stock": partial(batch_row, stock=True),
-    "walk_1": partial(_benchmark_walks.leaf_row, count=1),
-    "walk_64": partial(_benchmark_walks.leaf_row, count=64),
-    "walk_256": partial(_benchmark_walks.leaf_row, count=256),
-    "walk_stock": _benchmark_walks.stock_row,
-    "kernel": _benchmark_walks.kernel_row,
-    "exact": _benchmark_walks.exact_row,
-    "digits_1": partial(_benchmark_walks.dense_row, count=1),
-    "digits_256": partial(_benchmark_walks.dense_row, count=256),
+    "walk_1": partial(walks.leaf_row, count=1),
+    "walk_64": partial(walks.leaf_row, count=64),
+    "walk_256": partial(walks.leaf_row, count=256),
+    "kernel": walks.kernel_row,
+    "exact": walks.exact_row,
+    "digits_1": partial(walks.dense_row, count=1),
+    "digits_256": partial(walks.dense_row, count=256),
     "classes_100": classes_row,
     "convolution": convolution_row,
-    "scan": _benchmark_walks.scan_row,
+    "scan": walks.scan_row,
     "training": training_row,
     "tracking": tracking_row,
     "sweep": sweep_row,
     "fisher": fisher_row,
     "efficientnet": efficientnet_row,
-    "gpu": _benchmark_gpu.gpu_row,
+    "gpu": gpu.gpu_row,
 }
 assert tuple(ROWS) == get_args(Name)

@@ -11,16 +11,18 @@ import os
 import resource
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.harness.report import markdown_table
+
 FOLIAX, FORWARD = "foliax", "forward"
-LOOP, FUNC = "PyTorch P1", "PyTorch P2"  # see `_peers`
+LOOP, FUNC = "PyTorch P1", "PyTorch P2"  # see `peers`
 PEERS = (LOOP, FUNC)
 
 _LEAST_SECONDS = 0.02  # what is shorter is called several times between two looks at the clock
@@ -41,26 +43,17 @@ class Disagreement(Exception):
 
 @dataclass
 class Contender:
-    """A program of a row.
+    """A program of a row."""
 
-    Attributes:
-        name: In tables.
-        run: Runs it once.
-        units: What a run does, in the row's unit: images, or steps of paths.
-        compile_seconds: Tracing and compiling; None where nothing is compiled ahead.
-        temporary: Bytes of scratch memory, by XLA's own count.
-        wait: Waits for a result.
-        warm: The untimed call; None for `run`.
-        clock: Takes the seconds from the result, of programs that keep their own time.
-    """
-
-    name: str
-    run: Callable[[], Any]
-    units: float
+    name: str  # In tables
+    run: Callable[[], Any]  # Runs it once
+    units: float  # What a run does, in the row's unit: images, or steps of paths
+    # Tracing and compiling; None where nothing is compiled ahead.
     compile_seconds: float | None = None
-    temporary: int | None = None
-    wait: Callable[[Any], Any] = jax.block_until_ready
-    warm: Callable[[], Any] | None = None
+    temporary: int | None = None  # Bytes of scratch memory, by XLA's own count
+    wait: Callable[[Any], Any] = jax.block_until_ready  # Waits for a result
+    warm: Callable[[], Any] | None = None  # The untimed call; None for `run`
+    # Takes the seconds from the result, of programs that keep their own time.
     clock: Callable[[Any], float] | None = None
     calls: int = field(default=1, init=False)
 
@@ -89,22 +82,15 @@ class Contender:
         return passed / self.calls / self.units
 
 
-def compiled(
-    name: str, function: Callable, *arguments: Any, units: float, **more: Any
-) -> Contender:
+def compiled(name: str, function: Callable, *arguments: Any, units: float) -> Contender:
     """Compile a function for arguments like these, which it is then run on."""
     arguments = jax.device_put(arguments)
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    temporary = temporary_bytes(program)
-    return Contender(name, partial(program, *arguments), units, seconds, temporary, **more)
-
-
-def temporary_bytes(program: Any) -> int | None:
-    """Return the scratch memory of a compiled program, where the backend tells."""
-    analysis = program.memory_analysis()
-    return None if analysis is None else int(analysis.temp_size_in_bytes)
+    memory = program.memory_analysis()  # None where the backend does not tell
+    temporary = None if memory is None else int(memory.temp_size_in_bytes)
+    return Contender(name, partial(program, *arguments), units, seconds, temporary)
 
 
 def take_turns(
@@ -113,11 +99,7 @@ def take_turns(
     rng: np.random.Generator,
     tick: Callable[[], Any] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Time all contenders in every round, in a new random order each.
-
-    Returns:
-        By name, the (rounds,) seconds per unit.
-    """
+    """Return the (rounds,) seconds per unit by name, in a new random order each round."""
     times: dict[str, list[float]] = {one.name: [] for one in contenders}
     for _ in range(rounds):
         for i in rng.permutation(len(contenders)):
@@ -129,57 +111,29 @@ def take_turns(
 # --- what is compared --------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
-    """A number beside its target.
+def beside_target(
+    label: str, values: Any, undisturbed: float, at_least: float | None, at_most: float | None
+) -> dict[str, Any]:
+    """Return a number of every round beside its target.
 
-    Attributes:
+    Args:
         label: What it is.
-        median: Over the rounds.
-        least: The least of a round.
-        largest: The largest.
-        undisturbed: The same from everybody's least time: what a busy machine would have given
-            if it had been quiet, more or less.
-        target: In words; empty where there is none.
-        met: Whether; None where there is no target.
+        values: Of all rounds.
+        undisturbed: The same from everybody's least time: what a busy machine would have given if
+            it had been quiet, more or less.
+        at_least: Least value wanted; None for no such bound.
+        at_most: Largest value wanted.
     """
-
-    label: str
-    median: float
-    least: float
-    largest: float
-    undisturbed: float
-    target: str
-    met: bool | None
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a number should be.
-
-    Attributes:
-        at_least: Least value; None for no such bound.
-        at_most: Largest value.
-        stretch: A largest value to be wished for.
-    """
-
-    at_least: float | None = None
-    at_most: float | None = None
-    stretch: float | None = None
-
-    def judge(self, label: str, values: Any, undisturbed: float) -> Found:
-        """Return the values of all rounds as one number beside the target."""
-        values = np.asarray(values, np.float64)
-        median = float(np.median(values))
-        numbers = (median, float(values.min()), float(values.max()), float(undisturbed))
-        if self.at_least is not None:
-            return Found(label, *numbers, f"≥ {self.at_least:g}", median >= self.at_least)
-        if self.at_most is not None:
-            wished = "" if self.stretch is None else f" (stretch {self.stretch:g})"
-            return Found(label, *numbers, f"≤ {self.at_most:g}{wished}", median <= self.at_most)
-        return Found(label, *numbers, "", None)
-
-
-NO_TARGET = Target()
+    median, met, target = float(np.median(values)), None, ""
+    if at_least is not None:
+        met, target = median >= at_least, f"≥ {at_least:g}"
+    elif at_most is not None:
+        met, target = median <= at_most, f"≤ {at_most:g}"
+    return {
+        "label": label, "median": median, "least": float(np.min(values)),
+        "largest": float(np.max(values)), "undisturbed": float(undisturbed), "target": target,
+        "met": met,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -187,79 +141,58 @@ class Ratio:
     """plus + scale · t(over) / t(under), of the times of one round.
 
     Where several contenders are named, it is the one whose median is least; where none is, 1 s.
-
-    Attributes:
-        label: What it is.
-        over: Names of contenders.
-        under: Names of contenders.
-        target: What it should be.
-        scale: A factor.
-        plus: A summand.
     """
 
-    label: str
-    over: tuple[str, ...]
-    under: tuple[str, ...]
-    target: Target = NO_TARGET
-    scale: float = 1.0
-    plus: float = 0.0
+    label: str  # What it is
+    over: tuple[str, ...]  # Names of contenders
+    under: tuple[str, ...]  # Names of contenders
+    at_least: float | None = None  # Least value wanted; None for no such bound
+    at_most: float | None = None  # Largest value wanted
+    scale: float = 1.0  # A factor
+    plus: float = 0.0  # A summand
 
-    def of(self, times: Mapping[str, np.ndarray]) -> Found | None:
-        """Return the ratio; None where nobody of a side has run."""
+    def of(self, times: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+        """Return the ratio beside its target; None where nobody of a side has run."""
         sides: list[Any] = []
         label = self.label
         for names in (self.over, self.under):
-            who = fastest(times, names)
-            if names and who is None:
+            there = [name for name in names if name in times]
+            if names and not there:
                 return None
+            who = min(there, key=lambda name: float(np.median(times[name])), default=None)
             label += f" ({who})" if len(names) > 1 else ""
             sides.append(np.ones(1) if who is None else times[who])
         values = self.plus + self.scale * sides[0] / sides[1]
         best = self.plus + self.scale * sides[0].min() / sides[1].min()
-        return self.target.judge(label, values, best)
+        return beside_target(label, values, best, self.at_least, self.at_most)
 
 
-def fastest(times: Mapping[str, np.ndarray], names: Iterable[str]) -> str | None:
-    """Return the name with the least median; None if none of them has run."""
-    there = [name for name in names if name in times]
-    return min(there, key=lambda name: float(np.median(times[name])), default=None)
-
-
-def beside_peers(target: Target = NO_TARGET, names: tuple[str, ...] = PEERS) -> Ratio:
+def beside_peers(at_least: float | None = None, names: tuple[str, ...] = PEERS) -> Ratio:
     """Return how many times as long PyTorch takes: the faster of the named."""
     label = "PyTorch" if len(names) > 1 else " ".join(names)
-    return Ratio(f"{label} / foliax", names, (FOLIAX,), target)
+    return Ratio(f"{label} / foliax", names, (FOLIAX,), at_least)
 
 
-def beside_forwards(classes: int, target: Target = NO_TARGET, who: str = FOLIAX) -> Ratio:
+def beside_forwards(classes: int, at_most: float | None = None, who: str = FOLIAX) -> Ratio:
     """Return the time in units of the 1 + C forwards that the plain Jacobian comes to."""
     label = f"{who} / {1 + classes} forwards"
-    return Ratio(label, (who,), (FORWARD,), target, scale=1 / (1 + classes))
+    return Ratio(label, (who,), (FORWARD,), at_most=at_most, scale=1 / (1 + classes))
 
 
 @dataclass
 class Row:
-    """What is timed side by side.
+    """What is timed side by side."""
 
-    Attributes:
-        title: In tables.
-        unit: What a time is of, as "image".
-        contenders: Who takes turns.
-        ratios: What is made of the times.
-        check: From the first results by name to how well they agree; raises `Disagreement`.
-        limits: Numbers with targets that are no ratios.
-        note: A sentence for the table.
-        rounds: Rounds, where fewer than usual are enough.
-    """
-
-    title: str
-    unit: str
-    contenders: list[Contender]
-    ratios: list[Ratio]
+    title: str  # In tables
+    unit: str  # What a time is of, as "image"
+    contenders: list[Contender]  # Who takes turns
+    ratios: list[Ratio]  # What is made of the times
+    # From the first results by name to how well they agree; raises `Disagreement`.
     check: Callable[[dict[str, Any]], dict[str, Any]]
-    limits: list[Found] = field(default_factory=list)
-    note: str = ""
-    rounds: int | None = None
+    # Wanted most scratch memory of the first contender, MiB; None where there is no limit.
+    limit: float | None = None
+    note: str = ""  # A sentence for the table
+    rounds: int | None = None  # Rounds, where fewer than usual are enough
 
 
 def measure(
@@ -285,13 +218,22 @@ def measure(
     rounds = rounds if row.rounds is None else min(rounds, row.rounds)
     load = os.getloadavg()[0]
     times = take_turns(row.contenders, rounds, rng, tick)
-    found = [ratio.of(times) for ratio in row.ratios]
+    ratios = [found for ratio in row.ratios if (found := ratio.of(times)) is not None]
+    if row.limit is not None and (used := row.contenders[0].temporary) is not None:
+        mib = used / _MIB
+        ratios.append(beside_target("temporary memory, MiB", mib, mib, None, row.limit))
     return {
         "title": row.title,
         "unit": row.unit,
         "status": "measured",
-        "seconds": {who: _spread(seconds) for who, seconds in times.items()},
-        "ratios": [one._asdict() for one in (*found, *row.limits) if one is not None],
+        "seconds": {
+            who: {
+                "median": np.median(seconds), "least": seconds.min(), "largest": seconds.max(),
+                "rounds": seconds,
+            }
+            for who, seconds in times.items()
+        },
+        "ratios": ratios,
         "agreement": agreement,
         "temporary_bytes": _known(row, "temporary"),
         "compile_seconds": _known(row, "compile_seconds"),
@@ -300,7 +242,7 @@ def measure(
         "load": [load, os.getloadavg()[0]],
         "peak_bytes_so_far": peak_bytes(),
         "note": row.note,
-    }
+    }  # fmt: skip
 
 
 def peak_bytes() -> dict[str, int]:
@@ -310,13 +252,6 @@ def peak_bytes() -> dict[str, int]:
     if "peak_bytes_in_use" in device:
         found["device"] = int(device["peak_bytes_in_use"])
     return found
-
-
-def _spread(seconds: np.ndarray) -> dict[str, Any]:
-    return {
-        "median": np.median(seconds), "least": seconds.min(), "largest": seconds.max(),
-        "rounds": seconds,
-    }  # fmt: skip
 
 
 def _known(row: Row, attribute: str) -> dict[str, float]:
@@ -347,57 +282,27 @@ def median_error(ours: Any, theirs: Any) -> float:
 # --- tables ------------------------------------------------------------------------------------
 
 
-def tables(results: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the Markdown tables: targets, times, compile times."""
-    rows = results["rows"]
-    return [*_targets(rows), "", *_times(rows), "", *_compiling(rows)]
-
-
-def _targets(rows: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "| row | ratio | median [range] | of least times | target | met |",
-        "|---|---|---:|---:|---|---|",
-    ]
-    for name, row in rows.items():
+def tables(rows: Mapping[str, Any]) -> list[str]:
+    """Return Markdown tables of all rows: targets, times, compile times."""
+    targets = [["row", "ratio", "median [range]", "of least times", "target", "met"]]
+    times = [["row", "ms per", FOLIAX, *PEERS, FORWARD, "others", "scratch MiB"]]
+    compiling = [["compiling", "s"]]
+    for row in rows.values():
         if row["status"] != "measured":
-            lines.append(f"| {row.get('title', name)} | {row['status']} | | | | |")
+            targets.append([row["title"], row["status"], "", "", "", ""])
             continue
-        for i, one in enumerate(row["ratios"]):
-            title = row["title"] if i == 0 else ""
-            met = {True: "yes", False: "**no**", None: ""}[one["met"]]
+        for one in row["ratios"]:
             values = f"{one['median']:.3g} [{one['least']:.3g}, {one['largest']:.3g}]"
-            cells = [title, one["label"], values, f"{one['undisturbed']:.3g}", one["target"], met]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _times(rows: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "| row | ms per | foliax | PyTorch P1 | PyTorch P2 | forward | others | scratch MiB |",
-        "|---|---|---:|---:|---:|---:|---|---:|",
-    ]
-    for row in rows.values():
-        if row["status"] != "measured":
-            continue
-        times = {who: 1e3 * seconds["median"] for who, seconds in row["seconds"].items()}
-        named = [_number(times.pop(who, None)) for who in (FOLIAX, LOOP, FUNC, FORWARD)]
-        others = ", ".join(f"{who} {_number(ms)}" for who, ms in times.items())
+            met = {True: "yes", False: "**no**", None: ""}[one["met"]]
+            least = f"{one['undisturbed']:.3g}"
+            targets.append([row["title"], one["label"], values, least, one["target"], met])
+        ms = {who: f"{1e3 * seconds['median']:.3g}" for who, seconds in row["seconds"].items()}
+        named = [ms.pop(who, "") for who in (FOLIAX, *PEERS, FORWARD)]
+        others = ", ".join(f"{who} {value}" for who, value in ms.items())
         scratch = row["temporary_bytes"].get(FOLIAX)
-        cells = [row["title"], row["unit"], *named, others]
-        cells.append("" if scratch is None else f"{scratch / _MIB:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _compiling(rows: Mapping[str, Any]) -> list[str]:
-    lines = ["| compiling | s |", "|---|---:|"]
-    for row in rows.values():
-        for who, seconds in row.get("compile_seconds", {}).items():
-            if who not in (FORWARD, *PEERS):
-                title = row["title"] if who == FOLIAX else f"{row['title']}: {who}"
-                lines.append(f"| {title} | {seconds:.2f} |")
-    return lines
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+        mib = "" if scratch is None else f"{scratch / _MIB:.1f}"
+        times.append([row["title"], row["unit"], *named, others, mib])
+        for who, seconds in row["compile_seconds"].items():
+            if who != FORWARD:
+                compiling.append([f"{row['title']}: {who}", f"{seconds:.2f}"])
+    return [markdown_table(lines) for lines in (targets, times, compiling)]

@@ -5,17 +5,16 @@
 
 makes test images noisy (white noise, salt and pepper, blur), projects them on the leaves through
 the training images nearest to them, and measures PSNR, SSIM and what an independent classifier
-says of the result, beside classical denoisers and the same training images without any leaf. All
+says the result shows, beside classical denoisers and the same training images without any leaf. All
 that has a parameter is tuned on training images, for each noise and strength. Writes tables, a
 picture of images for each noise, curves, `results.json`, `paths.json` (every single image),
 `run.json` and `report.html`.
 """
 
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,142 +22,92 @@ import tyro
 from jax.tree_util import Partial
 from tqdm import tqdm
 
-from experiments.denoise import classical
-from experiments.denoise import pictures as _denoise_pictures
-from experiments.denoise import report as _denoise_report
+from experiments.denoise import classical, pictures, report
 from experiments.denoise.leaf import (
     Case,
-    Flow,
     Images,
     by_other_references,
     mean_trace,
     with_leaf,
     without_leaf,
 )
-from experiments.denoise.report import CONTROL
-from experiments.harness import command as _command
-from experiments.harness.common import Loaded, load
+from experiments.harness import command as command_line
+from experiments.harness.command import Count, Found
+from experiments.harness.common import Loaded
 from experiments.harness.judge import judge
 from experiments.harness.run import running
 from foliax.apps.denoise import choose
 
-_TRACED = 256  # training images whose mean trace is told
+_TRACED = 256  # training images of the mean trace
+_QUICK = {"pairs": 20, "tuning": 16, "references": 3, "pool": 1000, "steps": 60}
 
 
 @dataclass(frozen=True)
-class Command(_command.Command):
-    """Which network, which images, how noisy, and how they are projected.
+class Command(command_line.Command):
+    """Which network, which images, how noisy, and how they are projected."""
 
-    Attributes:
-        pairs: How many test images.
-        epochs: Epochs of the training to compare; none for `epoch` alone. The tables are of the
-            one with the largest mean trace, which is what the papers would choose.
-        gaussian: Deviations of white noise, pixel range.
-        salt: Shares of the pixels that become white or black.
-        blur: Radii of Gaussian blur, pixels.
-        references: Training images for each test image, at most.
-        pool: Training images to choose them from, at most.
-        tuning: Training images on which everything is tuned; they are not in the pool.
-        step: Length of a step to a foot, normalised units.
-        steps: Steps at most.
-        stall: Tangent fraction at which a foot is reached.
-        choosers: Whether references are also chosen by class and by feature.
-    """
-
-    pairs: Annotated[int, tyro.conf.arg(aliases=("--images",))] = 100
+    pairs: Count = 100  # How many test images
+    # Epochs of the training to compare; none for `epoch` alone. The tables are of the one
+    # with the largest mean trace, which is what the papers would choose.
     epochs: tuple[int, ...] = ()
-    gaussian: tuple[float, ...] = (0.1, 0.15, 0.3, 0.5)
-    salt: tuple[float, ...] = (0.1, 0.2, 0.4)
-    blur: tuple[float, ...] = (0.5, 1.0, 1.5)
-    references: int = 8
-    pool: int = 20_000
-    tuning: int = 60
-    step: float = 0.5
-    steps: int = 300
-    stall: float = 1e-3
-    choosers: bool = True
+    gaussian: tuple[float, ...] = (0.1, 0.15, 0.3, 0.5)  # Deviations of white noise, pixel range
+    salt: tuple[float, ...] = (0.1, 0.2, 0.4)  # Shares of the pixels that become white or black
+    blur: tuple[float, ...] = (0.5, 1.0, 1.5)  # Radii of Gaussian blur, pixels
+    references: int = 8  # Training images for each test image, at most
+    pool: int = 20_000  # Training images to choose them from, at most
+    tuning: int = 60  # Training images on which everything is tuned; they are not in the pool
+    step: float = 0.5  # Length of a step to a closest point, normalised units
+    steps: int = 300  # Steps at most
+    stall: float = 1e-3  # Tangent fraction at which a closest point is reached
+    choosers: bool = True  # Whether references are also chosen by class and by feature
     out: Path = Path("out/denoise")
 
-
-class Setting(NamedTuple):
-    """What all measurements share.
-
-    Attributes:
-        dataset: The data.
-        places: Places of the test images.
-        tuning: Training images to tune on, normalised.
-        pool: Training images to choose references from, normalised.
-        labels: Theirs.
-        test: Test images, normalised.
-        truth: Theirs.
-        denoisers: The classical denoisers by name.
-        judge: The independent classifier.
-    """
-
-    dataset: Any
-    places: np.ndarray
-    tuning: np.ndarray
-    pool: np.ndarray
-    labels: np.ndarray
-    test: np.ndarray
-    truth: np.ndarray
-    denoisers: dict[str, classical.Denoiser]
-    judge: Any
+    def flow(self) -> dict[str, Any]:
+        """Return how closest points are found."""
+        return {"step": self.step, "max_steps": self.steps, "stall": self.stall}
 
 
-def measure_command(command: Command) -> _command.Found:
+def measure_command(command: Command) -> Found:
     """Denoise the images of a command by every network it names."""
-    command = _quick(command) if command.quick else command
+    if command.quick:
+        small = {name: min(most, getattr(command, name)) for name, most in _QUICK.items()}
+        command = replace(command, **small)
     networks = _networks(command)
     dataset = next(iter(networks.values())).dataset
-    setting = _set_up(command, dataset)
+    study = Study(command, dataset)
     traces = {name: _trace(loaded) for name, loaded in networks.items()}
     shown = max(traces, key=lambda name: traces[name])
-    networks = {CONTROL: _random_plane(dataset, command.seed)} | networks
-    flow = Flow(command.step, command.steps, command.stall)
-    noises = {noise: getattr(command, noise) for noise in classical.NOISES}
-    total = sum(map(len, noises.values())) * (1 + len(networks))
-    measured, cases = {}, {}
+    networks = {report.CONTROL: _random_plane(dataset, command.seed)} | networks
+    measured: dict[str, dict[float, Any]] = {noise: {} for noise in classical.NOISES}
+    images: dict[str, Any] = {}
+    total = sum(len(getattr(command, noise)) for noise in measured) * (1 + len(networks))
     with tqdm(total=total, desc="denoise", dynamic_ncols=True) as bar:
-        for noise, strengths in noises.items():
+        for noise, records in measured.items():
+            strengths = getattr(command, noise)
             for strength in strengths:
-                case = _case(setting, command, noise, strength)
-                found = _classical(setting, case, noise, strength) | without_leaf(case, dataset)
-                bar.update()
-                told = {}
-                for name, loaded in networks.items():
-                    images, told[name] = _leaf(setting, case, loaded, flow, command.choosers)
-                    found |= {f"{method}@{name}": made for method, made in images.items()}
-                    bar.update()
-                measured[noise, strength] = {
-                    "methods": {m: _measure(setting, case, made) for m, made in found.items()},
-                    "leaf": told,
-                    "level": case.level,
-                }
-                cases[noise, strength] = case, found
-    sections = _denoise_report.sections(measured, networks, traces, shown)
-    _denoise_pictures.draw(command.out, measured, cases, shown)
-    told = _told(command, setting, shown)
-    return _command.Found(
-        networks[shown], sections, _denoise_report.every_image(measured, setting), told
-    )
-
-
-def _quick(command: Command) -> Command:
-    small = {"pairs": 20, "tuning": 16, "references": 3, "pool": 1000, "steps": 60}
-    return replace(command, **{k: min(v, getattr(command, k)) for k, v in small.items()})
+                records[strength], made = study.record(noise, strength, networks, shown, bar)
+                if strength == pictures.middle(strengths):
+                    images[noise] = made
+    measured = {noise: records for noise, records in measured.items() if records}
+    sections = report.sections(measured, networks, traces, shown)
+    pictures.draw(command.out, measured, images, shown)
+    every_image = {
+        "test_image": study.places,
+        "measured": [
+            {"noise": noise, "strength": strength}
+            | {key: record[key] for key in ("methods", "leaves")}
+            for noise, records in measured.items()
+            for strength, record in records.items()
+        ],
+    }
+    return Found(networks[shown], sections, every_image, study.explained(shown))
 
 
 def _networks(command: Command) -> dict[str, Loaded]:
     """Return the networks by a name, e1 for epoch 1."""
     if not command.epochs:
         return {"e": command.load()}
-    if command.epoch is not None or command.checkpoint is None:
-        raise ValueError("epochs needs --checkpoint (a training's folder), and no --epoch")
-    return {
-        f"e{epoch}": load(command.dataset, checkpoint=command.checkpoint, epoch=epoch)
-        for epoch in sorted(set(command.epochs))
-    }
+    return {f"e{epoch}": replace(command, epoch=epoch).load() for epoch in sorted(command.epochs)}
 
 
 def _random_plane(dataset: Any, seed: int) -> Loaded:
@@ -172,99 +121,111 @@ def _linear(matrix: Any, x: Any) -> Any:
     return matrix @ x.ravel()
 
 
-def _set_up(command: Command, dataset: Any) -> Setting:
-    total = dataset.length("train")
-    if not 1 <= command.tuning < total:
-        raise ValueError(f"tuning must be in 1 … {total - 1}, got {command.tuning}")
-    drawn = np.random.default_rng(command.seed).permutation(total)[: command.tuning + command.pool]
-    tuning, _ = dataset.take(drawn[: command.tuning], split="train")
-    pool, labels = dataset.take(drawn[command.tuning :], split="train")
-    places = command.starts(dataset.length("test"))
-    test, truth = dataset.take(places, split="test")
-    classic = classical.denoisers(np.asarray(dataset.to_pixels(pool), np.float64))
-    found = judge(dataset, quick=command.quick)
-    return Setting(dataset, places, tuning, pool, labels, test, truth, classic, found)
-
-
 def _trace(loaded: Loaded) -> float:
     xs, _ = loaded.dataset.take(np.arange(min(_TRACED, loaded.dataset.length("train"))))
     return float(mean_trace(loaded.model, jnp.asarray(xs)))
 
 
-def _case(setting: Setting, command: Command, noise: str, strength: float) -> Case:
-    """Return noisy images for tuning and test, with the training images nearest to them."""
-    pool, parts, level = jnp.asarray(setting.pool), [], 0.0
-    for i, clean in enumerate((setting.tuning, setting.test)):
-        pixels = np.asarray(setting.dataset.to_pixels(clean), np.float64)
-        made = classical.corrupt(pixels, noise, strength, seed=2 * command.seed + i)
-        noisy = jnp.asarray(setting.dataset.from_pixels(made), clean.dtype)
-        places = choose(noisy, pool, min(command.references, len(pool)), block=1)
-        parts.append(Images(noisy, pixels, pool[places]))
-        if i == 0:
-            level = math.sqrt(float(jnp.mean((noisy - clean) ** 2)))
-    return Case(parts[0], parts[1], level)
+class Study:
+    """The images, normalised, the classical denoisers and the classifier, shared by all noises."""
 
+    def __init__(self, command: Command, dataset: Any):
+        total, tuning = dataset.length("train"), command.tuning
+        if not 1 <= tuning < total:
+            raise ValueError(f"tuning must be in 1 … {total - 1}, got {tuning}")
+        drawn = np.random.default_rng(command.seed).permutation(total)[: tuning + command.pool]
+        self.command, self.dataset = command, dataset
+        self.tuning, _ = dataset.take(drawn[:tuning], split="train")
+        pool, self.labels = dataset.take(drawn[tuning:], split="train")
+        self.pool = jnp.asarray(pool)
+        self.places = command.starts(dataset.length("test"))
+        self.test, self.truth = dataset.take(self.places, split="test")
+        self.denoisers = classical.denoisers(np.asarray(dataset.to_pixels(pool), np.float64))
+        self.classifier = judge(dataset, quick=command.quick)
 
-def _classical(setting: Setting, case: Case, noise: str, strength: float) -> dict[str, np.ndarray]:
-    """Return what the classical denoisers make of the test images, in pixels."""
-    pixels = [np.asarray(setting.dataset.to_pixels(part.noisy), np.float64) for part in case[:2]]
-    denoisers, found = dict(setting.denoisers), {}
-    if noise == "blur":
-        told = "Richardson-Lucy, blur known"
-        denoisers[told] = classical.deconvolution(strength, setting.dataset.shape)
-    for name, one in denoisers.items():
-        value = classical.tuned(one, pixels[0], case.tuning.clean)
-        found[name] = one.apply(pixels[1], value)
-    return found
+    def record(
+        self, noise: str, strength: float, networks: Any, shown: str, bar: Any
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return what was measured under one noise, and the images, in pixels, of one network."""
+        case = self.case(noise, strength)
+        made = self.classical(case, noise, strength) | without_leaf(case)
+        images = {"clean": case.test.clean, **made}
+        bar.update()
+        leaves, flows = {}, {}
+        for name, loaded in networks.items():
+            by_leaf, flows[name] = self.leaf(case, loaded.model)
+            leaves[name] = {method: self.measures(case, each) for method, each in by_leaf.items()}
+            if name == shown:
+                images |= by_leaf
+            bar.update()
+        methods = {method: self.measures(case, each) for method, each in made.items()}
+        return {"methods": methods, "leaves": leaves, "leaf": flows, "level": case.level}, images
 
+    def case(self, noise: str, strength: float) -> Case:
+        """Return noisy images for tuning and test, with the training images nearest to them."""
+        parts, count = [], min(self.command.references, len(self.pool))
+        for i, clean in enumerate((self.tuning, self.test)):
+            pixels = np.asarray(self.dataset.to_pixels(clean), np.float64)
+            seed = 2 * self.command.seed + i
+            corrupted = classical.corrupt(pixels, noise, strength, seed=seed)
+            noisy = jnp.asarray(self.dataset.from_pixels(corrupted), clean.dtype)
+            nearest = choose(noisy, self.pool, count, block=1)
+            parts.append(Images(noisy, pixels, self.pool[nearest]))
+        level = math.sqrt(float(jnp.mean((parts[0].noisy - self.tuning) ** 2)))
+        return Case(self.dataset, parts[0], parts[1], level)
 
-def _leaf(
-    setting: Setting, case: Case, loaded: Loaded, flow: Flow, choosers: bool
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return what the leaves of a network make of the test images, in pixels."""
-    model, dataset = loaded.model, setting.dataset
-    found, told = with_leaf(model, case, dataset, flow)
-    pool, k = jnp.asarray(setting.pool), told["chosen"]["feet_mean"]["k"]
-    for by in ("class", "feature") if choosers else ():
-        places = choose(
-            case.test.noisy, pool, k, by=by, model=model, labels=setting.labels, block=1
+    def classical(self, case: Case, noise: str, strength: float) -> dict[str, np.ndarray]:
+        """Return what the classical denoisers make of the test images, in pixels."""
+        tuning, test = (case.pixels(part.noisy) for part in (case.tuning, case.test))
+        denoisers = dict(self.denoisers)
+        if noise == "blur":
+            known = classical.deconvolution(strength, self.dataset.shape)
+            denoisers["Richardson-Lucy, blur known"] = known
+        return {
+            name: one.apply(test, one.tuned(tuning, case.tuning.clean))
+            for name, one in denoisers.items()
+        }
+
+    def leaf(self, case: Case, model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return what the leaves of a network make of the test images, in pixels."""
+        flow = self.command.flow()
+        found, chosen_and_ended = with_leaf(model, case, flow)
+        k = chosen_and_ended["chosen"]["feet_mean"]["k"]
+        for by in ("class", "feature") if self.command.choosers else ():
+            options = {"by": by, "model": model, "labels": self.labels, "block": 1}
+            places = choose(case.test.noisy, self.pool, k, **options)
+            found |= by_other_references(model, case, self.pool[places], by, flow)
+        return found, chosen_and_ended
+
+    def measures(self, case: Case, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what is measured of every test image."""
+        normalised = np.asarray(self.dataset.from_pixels(np.clip(pixels, 0, 1)), np.float32)
+        return {
+            "psnr": classical.psnr(pixels, case.test.clean),
+            "ssim": classical.ssim(pixels, case.test.clean),
+            "judged": (self.classifier.predict(normalised) == self.truth).astype(float),
+        }
+
+    def explained(self, shown: str) -> str:
+        """Return what a reader of the tables has to know."""
+        command, classifier = self.command, self.classifier
+        choice = f" with the largest mean trace, epoch {shown[1:]}" if command.epochs else ""
+        return (
+            f"{len(self.test)} test images; references are chosen from {len(self.pool)} training "
+            f"images, and everything that has a parameter is tuned on {len(self.tuning)} others, "
+            "for each noise and strength. Images are clipped to the pixel range before they are "
+            f"measured. The tables are of the network{choice}; as a control, random planes of the "
+            "same dimension stand in place of leaves. The independent classifier is a "
+            f"{classifier.words}, right on {100 * classifier.accuracy:.3g} % of the test images. "
+            f"Closest points: steps of {command.step:g}, at most {command.steps}."
         )
-        other = case.test._replace(references=pool[places])
-        found |= by_other_references(model, other, k, by, dataset, flow)
-    return found, told
-
-
-def _measure(setting: Setting, case: Case, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what is measured of every test image."""
-    clipped = np.clip(pixels, 0, 1)
-    said = setting.judge.predict(np.asarray(setting.dataset.from_pixels(clipped), np.float32))
-    return {
-        "psnr": classical.psnr(pixels, case.test.clean),
-        "ssim": classical.ssim(pixels, case.test.clean),
-        "judged": (said == setting.truth).astype(float),
-    }
-
-
-def _told(command: Command, setting: Setting, shown: str) -> str:
-    choice = f" with the largest mean trace, epoch {shown[1:]}" if command.epochs else ""
-    return (
-        f"{len(setting.test)} test images; references are chosen from {len(setting.pool)} training "
-        f"images, and everything that has a parameter is tuned on {len(setting.tuning)} others, "
-        "for each noise and strength. Images are clipped to the pixel range before they are "
-        f"measured. The tables are of the network{choice}. As a control, the same is done with "
-        "random planes of the same dimension in place of leaves. The judge "
-        f"is a {setting.judge.words}, right on {100 * setting.judge.accuracy:.3g} % of the test "
-        f"images. Feet: steps of {command.step:g}, at most {command.steps}."
-    )
 
 
 def main() -> None:
     """Run from the command line, and print the tables."""
     command = tyro.cli(Command, prog="python -m experiments.denoise", description=__doc__)
-    begun = time.perf_counter()
     with running("denoise", command.out, devices=command.devices):
-        found = measure_command(command)
-        _command.write(command, found, time.perf_counter() - begun, "Denoising by data leaves")
+        command_line.perform(command, measure_command, title="Denoising by data leaves")
     print((command.out / "report.md").read_text(encoding="utf-8"))
 
 

@@ -4,7 +4,7 @@ Everything here is scikit-image's, scikit-learn's or SciPy's, and works on pixel
 (N, H, W, channels) with 0 for black and 1 for white.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,22 +15,11 @@ NOISES = {
     "salt": "salt and pepper, share of the pixels",
     "blur": "Gaussian blur of this radius, pixels",
 }
-_LEAST_SIDE = 7  # pixels of the window of SSIM, scikit-image's default
 _MOST_COMPONENTS = 300
 
 
 def corrupt(pixels: Any, noise: str, strength: float, seed: int) -> np.ndarray:
-    """Return noisy images; white noise is not clipped, so that it is what denoisers assume.
-
-    Args:
-        pixels: The clean images.
-        noise: A key of `NOISES`.
-        strength: How much, as said there.
-        seed: Of what is random.
-
-    Returns:
-        Images of the same shape.
-    """
+    """Return images with a noise of `NOISES`; white noise is not clipped, as denoisers assume."""
     from skimage.filters import gaussian  # slow to import
     from skimage.util import random_noise
 
@@ -43,63 +32,57 @@ def corrupt(pixels: Any, noise: str, strength: float, seed: int) -> np.ndarray:
 
 
 class Denoiser(NamedTuple):
-    """A way to denoise, with the one parameter that is tuned.
+    """A way to denoise, with the one parameter that is tuned."""
 
-    Attributes:
-        apply: From (noisy pixels, parameter) to denoised pixels.
-        grid: Values of the parameter to choose from.
-    """
-
+    # From (noisy pixels, parameter) to denoised pixels.
     apply: Callable[[np.ndarray, Any], np.ndarray]
-    grid: Sequence[Any]
+    grid: Sequence[Any]  # Values of the parameter to choose from
+
+    def tuned(self, noisy: np.ndarray, clean: np.ndarray) -> Any:
+        """Return the parameter of the highest mean PSNR on training images."""
+        if len(self.grid) == 1:
+            return self.grid[0]
+        return max(self.grid, key=lambda value: psnr(self.apply(noisy, value), clean).mean())
 
 
-def denoisers(training: Any) -> dict[str, Denoiser]:
-    """Return the classical denoisers by name.
-
-    Args:
-        training: Clean training images, pixels, for principal components.
-
-    Returns:
-        Denoisers; "noisy input" is the identity.
-    """
+def denoisers(training: np.ndarray) -> dict[str, Denoiser]:
+    """Return the classical denoisers by name; clean training images give principal components."""
     from scipy.ndimage import median_filter
     from skimage import filters, restoration
 
     small = min(training.shape[1:3]) < 16
     patches = {"patch_size": 3, "patch_distance": 4 if small else 8, "fast_mode": True}
-
-    def each(one: Callable, name: str) -> Callable[[np.ndarray, Any], np.ndarray]:
-        def apply(images: np.ndarray, value: Any) -> np.ndarray:
-            made = [one(image, **{name: value}) for image in images]
-            return np.reshape(made, images.shape)  # some leave out a single channel
-
-        return apply
-
-    colour = {"channel_axis": -1}
-    gaussian = partial(filters.gaussian, **colour)
-    tv = partial(restoration.denoise_tv_chambolle, **colour)
-    means = partial(restoration.denoise_nl_means, **colour, **patches)
-    wavelet = partial(restoration.denoise_wavelet, wavelet="haar", rescale_sigma=False, **colour)
+    wavelet = partial(restoration.denoise_wavelet, wavelet="haar", rescale_sigma=False)
+    strengths = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
+    weights = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
+    deviations = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+    means = partial(restoration.denoise_nl_means, **patches)
     return {
         "noisy input": Denoiser(lambda images, _: images, (None,)),
-        "Gaussian filter": Denoiser(each(gaussian, "sigma"), (0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0)),
-        "median filter": Denoiser(_median(median_filter), (1, 3, 5)),
-        "total variation (Chambolle)": Denoiser(
-            each(tv, "weight"), (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
+        "Gaussian filter": _each(filters.gaussian, "sigma", (0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0)),
+        "median filter": Denoiser(
+            lambda images, size: median_filter(images, size=(1, size, size, 1), mode="nearest"),
+            (1, 3, 5),
         ),
-        "non-local means": Denoiser(
-            each(means, "h"), (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
-        ),
-        "wavelets (BayesShrink)": Denoiser(
-            each(wavelet, "sigma"), (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-        ),
+        "total variation (Chambolle)": _each(restoration.denoise_tv_chambolle, "weight", weights),
+        "non-local means": _each(means, "h", strengths),
+        "wavelets (BayesShrink)": _each(wavelet, "sigma", deviations),
         "PCA of the training set": _components(training),
     }
 
 
+def _each(function: Callable, name: str, grid: Sequence[float]) -> Denoiser:
+    """Return what applies a function with a named parameter to one image after the other."""
+
+    def apply(images: np.ndarray, value: Any) -> np.ndarray:
+        made = [function(image, channel_axis=-1, **{name: value}) for image in images]
+        return np.reshape(made, images.shape)  # some leave out a single channel
+
+    return Denoiser(apply, grid)
+
+
 def deconvolution(blur: float, shape: Sequence[int]) -> Denoiser:
-    """Return Richardson-Lucy deconvolution, told the radius of the blur, for images of a shape."""
+    """Return Richardson-Lucy deconvolution with the radius of the blur known."""
     from skimage.filters import gaussian
     from skimage.restoration import richardson_lucy
 
@@ -111,10 +94,6 @@ def deconvolution(blur: float, shape: Sequence[int]) -> Denoiser:
         return np.stack([richardson_lucy(image, spread, num_iter=steps) for image in images])
 
     return Denoiser(apply, (1, 3, 10, 30, 100))
-
-
-def _median(median_filter: Callable) -> Callable[[np.ndarray, Any], np.ndarray]:
-    return lambda images, size: median_filter(images, size=(1, size, size, 1), mode="nearest")
 
 
 def _components(training: np.ndarray) -> Denoiser:
@@ -134,18 +113,6 @@ def _components(training: np.ndarray) -> Denoiser:
     return Denoiser(apply, grid)
 
 
-def best(scores: Mapping[Any, float]) -> Any:
-    """Return the setting with the highest score; of equal ones the first."""
-    return max(scores, key=lambda setting: scores[setting])
-
-
-def tuned(denoiser: Denoiser, noisy: np.ndarray, clean: np.ndarray) -> Any:
-    """Return the parameter of the highest mean PSNR on training images."""
-    if len(denoiser.grid) == 1:
-        return denoiser.grid[0]
-    return best({v: float(psnr(denoiser.apply(noisy, v), clean).mean()) for v in denoiser.grid})
-
-
 def psnr(images: Any, clean: Any) -> np.ndarray:
     """Return the peak signal-to-noise ratio of each image in dB, after clipping to [0, 1].
 
@@ -156,16 +123,8 @@ def psnr(images: Any, clean: Any) -> np.ndarray:
 
 
 def ssim(images: Any, clean: Any) -> np.ndarray:
-    """Return the structural similarity of each image, after clipping to [0, 1].
-
-    Raises:
-        ValueError: If the images are smaller than its window.
-    """
+    """Return the structural similarity of each image, after clipping to [0, 1]."""
     from skimage.metrics import structural_similarity
 
-    if min(np.shape(clean)[1:3]) < _LEAST_SIDE:
-        raise ValueError(
-            f"SSIM needs images of at least {_LEAST_SIDE} pixels a side, got {np.shape(clean)[1:3]}"
-        )
     pairs = zip(np.asarray(clean, np.float64), np.clip(images, 0, 1), strict=True)
     return np.array([structural_similarity(a, b, data_range=1, channel_axis=-1) for a, b in pairs])

@@ -1,5 +1,6 @@
 """Pictures of denoised images: a grid for each noise, and PSNR against strength."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,78 +8,57 @@ from typing import Any
 import numpy as np
 
 from experiments.denoise.classical import NOISES
-from experiments.denoise.report import at, by_noise, label
+from experiments.denoise.report import Measured, label, methods
 from foliax import viz
 
 _COLUMNS = 8
-_ROWS = (
-    "noisy input",
-    "total variation (Chambolle)",
-    "PCA of the training set",
-    "nearest_mean",
-    "foot",
-    "feet_mean",
-    "feet_part",
-    "feet_apart",
-)
 _TITLES = {"gaussian": "White noise", "salt": "Salt and pepper", "blur": "Blur"}
 _CURVES = {
     "noisy input": "input",
     "total variation (Chambolle)": "TV",
     "PCA of the training set": "PCA",
     "nearest_mean": "k nearest",
-    "foot": "foot",
-    "feet_mean": "k feet",
+    "foot": "closest",
+    "feet_mean": "k closest",
     "feet_apart": "shares apart",
 }
+_ROWS = (*list(_CURVES)[:-1], "feet_part", "feet_apart")
 
 
-def grid(noise: str) -> str:
-    """Return the name of the picture of a noise."""
-    return f"denoise_{noise}.png"
-
-
-def draw(out: Path, measured: Mapping, cases: Mapping[tuple[str, float], Any], shown: str) -> None:
+def draw(out: Path, measured: Measured, images: Mapping[str, Any], shown: str) -> None:
     """Draw the images at the middle strength of each noise, and the curves.
 
     Args:
         out: Folder for the pictures.
-        measured: What was measured, by noise and strength.
-        cases: The noisy and the denoised images, by noise and strength.
+        measured: What was measured.
+        images: By noise, clean and denoised images at the middle strength, by method.
         shown: Name of the network whose leaves are shown.
     """
-    for noise, strengths in by_noise(measured).items():
-        middle = strengths[len(strengths) // 2]
-        case, made = cases[noise, middle]
-        images, texts = [*case.test.clean[:_COLUMNS]], ["" for _ in case.test.clean[:_COLUMNS]]
-        for method in _ROWS:
-            images += [*made[at(method, made, shown)][:_COLUMNS]]
-            numbers = measured[noise, middle]["methods"][at(method, made, shown)]["psnr"]
-            texts += [f"{value:.1f} dB" for value in numbers[:_COLUMNS]]
-        labels = ["clean", *(_broken(label(method)) for method in _ROWS)]
-        viz.strip(np.clip(images, 0, 1), texts, out / grid(noise), row_labels=labels)
-    panels = [_panel(measured, noise, strengths, shown)
-              for noise, strengths in by_noise(measured).items()]  # fmt: skip
+    panels = []
+    for noise, records in measured.items():
+        strengths = list(records)
+        found = {strength: methods(records[strength], shown) for strength in strengths}
+        _draw_grid(out / f"denoise_{noise}.png", images[noise], found[middle(strengths)])
+        curves = [
+            viz.Curve(
+                name, strengths, [float(of[method]["psnr"].mean()) for of in found.values()],
+                reference=method == "noisy input",
+            )
+            for method, name in _CURVES.items()
+        ]  # fmt: skip
+        panels.append(viz.Panel(_TITLES[noise], NOISES[noise], "mean PSNR (dB)", curves))
     viz.curves(panels, out / "denoise_psnr.png")
 
 
-def _panel(measured: Mapping, noise: str, strengths: list[float], shown: str) -> viz.Panel:
-    curves = []
-    for method, name in _CURVES.items():
-        values = [
-            measured[noise, s]["methods"][at(method, measured[noise, s]["methods"], shown)]["psnr"]
-            for s in strengths
-        ]
-        means = [float(v.mean()) for v in values]
-        curves.append(viz.Curve(name, strengths, means, reference=method == "noisy input"))
-    return viz.Panel(_TITLES[noise], NOISES[noise], "mean PSNR (dB)", curves)
+def middle(strengths: Any) -> float:
+    """Return the strength at which images are shown."""
+    return strengths[len(strengths) // 2]
 
 
-def _broken(text: str) -> str:
-    """Break a label into lines that fit beside a row."""
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > 13:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+def _draw_grid(path: Path, images: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    shown, texts = [*images["clean"][:_COLUMNS]], [""] * len(images["clean"][:_COLUMNS])
+    for method in _ROWS:
+        shown += [*images[method][:_COLUMNS]]
+        texts += [f"{value:.1f} dB" for value in found[method]["psnr"][:_COLUMNS]]
+    labels = ["clean", *(textwrap.fill(label(method), 13) for method in _ROWS)]
+    viz.strip(np.clip(shown, 0, 1), texts, path, row_labels=labels)

@@ -14,7 +14,8 @@ logistic regression tells these from outliers made of them, which also choose am
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,185 +40,124 @@ from experiments.ood import baselines, data, leaf, measures, tables
 from foliax import zoo
 from foliax.zoo import checkpoints
 
-PIXELS = "knn_pixels"
+_PIXELS = "knn_pixels"
 _TIMED = 64  # images
-_SMALL = 100  # inputs of no more pixels get feet from every reference
+_SMALL = 100  # inputs of no more pixels get closest points from every reference
 _HELD_OUT = {"digits": (8, 9)}  # classes, where another network is trained in seconds
+_QUICK = {"count": 100, "calibration": 100, "bank": 1000, "fixed": 5, "many": 100, "resamples": 100}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which networks, how many images, and where to write.
+    """Which networks, how many images, and where to write."""
 
-    Attributes:
-        dataset: Data set; None for that of the checkpoint, and for digits without one.
-        checkpoint: Folder of a training. Without it, digits take the network that comes with
-            foliax.
-        epochs: Which epochs of it are compared; none for the newest.
-        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
-        count: Test images, and outliers of each kind, at most.
-        calibration: Training images kept apart, which calibrate.
-        bank: Training images at most among which neighbours and references are looked for.
-        fixed: Training images drawn once as references.
-        many: The same, without feet.
-        neighbours: The k-th nearest neighbour counts in the baselines.
-        held_out: Classes that another network is trained without, in the same way, to be told
-            from the others; cached in the output folder. Without any, digits take 8 and 9, and
-            other data none, as it costs a training.
-        feet: Whether feet are found, which costs most.
-        step: Length of a step to a foot, normalised units; None for 0.5, of larger images 2.
-        max_steps: Steps at most to a foot; None for 200, of larger images 40.
-        resamples: Of the bootstrap.
-        seed: Draws images, references and resamples.
-        devices: How many devices share the images; None for all that JAX sees.
-        out: Output folder.
-        quick: Few images.
-    """
-
+    # Data set; None for that of the checkpoint, and for digits without one.
     dataset: Literal["digits", "mnist", "fashion_mnist", "kmnist"] | None = None
+    # Folder of a training. Without it, digits take the network that comes with foliax.
     checkpoint: Path | None = None
-    epochs: tuple[int, ...] = ()
+    epochs: tuple[int, ...] = ()  # Which epochs of it are compared; none for the newest
+    # PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
     weights: Path | None = None
-    count: int = 360
-    calibration: int = 300
+    count: int = 360  # Test images, and outliers of each kind, at most
+    calibration: int = 300  # Training images kept apart, which calibrate
+    # Training images at most among which neighbours and references are looked for.
     bank: int = 10_000
-    fixed: int = 20
-    many: int = 500
-    neighbours: int = 1
+    fixed: int = 20  # Training images drawn once as references
+    many: int = 500  # The same, without closest points
+    # Classes that another network is trained without, in the same way, to be told from the
+    # others; cached in the output folder. Without any, digits take 8 and 9, and other data
+    # none, as it costs a training.
     held_out: tuple[int, ...] = ()
-    feet: bool = True
-    step: float | None = None
+    feet: bool = True  # Whether closest points are found, which costs most
+    # Steps at most to a closest point; None for 200, of larger images 40.
     max_steps: int | None = None
-    resamples: int = 500
-    seed: int = 0
-    devices: int | None = None
-    out: Path = Path("out/ood")
-    quick: bool = False
+    resamples: int = 500  # Of the bootstrap
+    seed: int = 0  # Draws images, references and resamples
+    devices: int | None = None  # How many devices share the images; None for all that JAX sees
+    out: Path = Path("out/ood")  # Output folder
+    quick: bool = False  # Few images
 
-    def effective(self) -> "Config":
-        """Return what is run: itself, or a smaller one."""
-        if not self.quick:
-            return self
-        return replace(
-            self, count=min(self.count, 100), calibration=min(self.calibration, 100),
-            bank=min(self.bank, 1000), fixed=min(self.fixed, 5), many=min(self.many, 100),
-            resamples=min(self.resamples, 100),
-        )  # fmt: skip
+    def flow(self, shape: Sequence[int]) -> dict[str, Any]:
+        """Return how closest points are found for images of a shape."""
+        small = np.prod(shape) <= _SMALL
+        step, steps, stall = (0.5, 200, 1e-3) if small else (2.0, 40, 1e-2)
+        return {
+            "step": step, "max_steps": self.max_steps or steps, "stall": stall,
+            "every": bool(small), "feet": self.feet,
+        }  # fmt: skip
 
-    def flow(self, size: int) -> leaf.Flow:
-        """Return how feet are found for inputs of so many pixels."""
-        small = size <= _SMALL
-        return leaf.Flow(
-            step=self.step or (0.5 if small else 2.0),
-            max_steps=self.max_steps or (200 if small else 40),
-            stall=1e-3 if small else 1e-2,
-            every=small,
-            feet=self.feet,
-        )
+    def sets(self, model: Any, dataset: Any, outside: dict[str, np.ndarray]) -> data.Sets:
+        """Draw the images that a network is tested on."""
+        sizes = {"count": self.count, "calibration": self.calibration, "bank": self.bank}
+        return data.sets(model, dataset, outside, seed=self.seed, **sizes)
 
 
 # --- one network -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One network, its images and their scores.
-
-    Attributes:
-        sets: The images.
-        parts: Their scores.
-        milliseconds: An image costs, by group of scores.
-    """
-
-    sets: data.Sets
-    parts: measures.Parts
-    milliseconds: dict[str, float]
-
-
-def score(sets: data.Sets, config: Config, bar: Any, *, timed: bool) -> Scored:
-    """Score every image of the sets by everything.
+def score(
+    sets: data.Sets, config: Config, bar: Any, milliseconds: dict[str, float] | None = None
+) -> measures.Parts:
+    """Return every score of every image, and note what an image costs.
 
     Args:
         sets: The images.
         config: The sizes.
-        bar: A progress bar, moved once for the baselines and once for each family of references.
-        timed: Whether to measure what an image costs.
+        bar: A progress bar, moved once for each group of scores.
+        milliseconds: Where to note costs; None to measure none.
     """
-    known = baselines.fit(
-        sets.model, sets.bank_x, sets.bank_y, sets.held, std=sets.dataset.std,
-        neighbours=config.neighbours,
+    images, dataset = sets.images, sets.dataset
+    bank = sets.model, sets.bank_x, sets.bank_y
+    groups = baselines.fit(*bank, images["held"], std=dataset.std)
+    families = leaf.fit(
+        *bank, num_classes=dataset.num_classes, fixed=config.fixed, many=config.many,
+        seed=config.seed, flow=config.flow(dataset.shape),
     )  # fmt: skip
-    frames = leaf.fit(
-        sets.model, sets.bank_x, sets.bank_y, num_classes=sets.dataset.num_classes,
-        fixed=config.fixed, many=config.many, seed=config.seed,
-        flow=config.flow(sets.inside[0].size),
-    )  # fmt: skip
-    xs = np.concatenate([sets.held, sets.synthetic, sets.inside, *sets.outside.values()])
-    found = baselines.scores(known, xs)
-    bar.update()
-
-    def tell(name: str) -> None:
-        bar.set_postfix_str(f"references: {name}")
+    groups |= {f"leaf, {name}": group for name, group in families.items()}
+    xs, found = np.concatenate(list(images.values())), {}
+    for name, group in groups.items():
+        bar.set_postfix_str(name)
+        found |= group(xs)
+        if milliseconds is not None:
+            milliseconds[name] = _cost(group, images["test"])
         bar.update()
-
-    found |= leaf.scores(frames, xs, tell)
-    parts = measures.split(sets, found)
-    spent = _costs(known, frames, sets.inside) if timed else {}
-    return Scored(sets, parts, spent)
+    return measures.split(images, found)
 
 
-def _costs(known: Any, frames: Any, inside: np.ndarray) -> dict[str, float]:
-    """Return milliseconds an image of programs that are compiled, with what hands them images."""
-    xs = np.resize(inside, (_TIMED, *inside.shape[1:]))
-    named = {
-        ", ".join(names): lambda group=group: group(known, xs)
-        for group, names in baselines.GROUPS.items()
-    }
-    named |= {f"leaf, {name}": measure for name, measure in leaf.groups(frames, xs)}
-    spent = {}
+def _cost(group: Any, test: np.ndarray) -> float:
+    """Return milliseconds an image of a program that is compiled, with what hands it images."""
+    xs = np.resize(test, (_TIMED, *test.shape[1:]))
     with keeping_nothing():
-        for name, run_group in named.items():
-            run_group()
-            begun = time.perf_counter()
-            run_group()
-            spent[name] = 1e3 * (time.perf_counter() - begun) / len(xs)
-    return spent
+        group(xs)
+        begun = time.perf_counter()
+        group(xs)
+    return 1e3 * (time.perf_counter() - begun) / len(xs)
 
 
-def judged(parts: measures.Parts, config: Config) -> dict[str, Any]:
-    """Return the measures of every score, and what each adds to others.
-
-    Args:
-        parts: The scores.
-        config: The bootstrap.
-    """
-    with sklearn.config_context(skip_parameter_validation=True):  # of thousands of calls
-        return _judged(parts, config)
-
-
-def _judged(parts: measures.Parts, config: Config) -> dict[str, Any]:
-    bad = measures.finite(parts)
-    names = [name for name in parts.held if name not in bad]
-    parts = measures.only(parts, names)
+@sklearn.config_context(skip_parameter_validation=True)  # of thousands of calls
+def evaluated(parts: measures.Parts, config: Config) -> dict[str, Any]:
+    """Return the measures of every score, and what each adds to others."""
+    bad = measures.not_finite(parts)
+    names = [name for name in parts["held"] if name not in bad]
+    parts = {kind: {name: values[name] for name in names} for kind, values in parts.items()}
     blind = [name for name in names if tables.is_blind(name)]
-    others = [name for name in baselines.NAMES if name != PIXELS and name in names]
-    options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
-    beside = [name for name in names if name != PIXELS]
-    gains = measures.partners(parts, [PIXELS], beside, **options)
-    partner = measures.choose(gains, others)
+    others = [name for name in baselines.NAMES if name != _PIXELS and name in names]
     controls = [name for name in names if name.startswith("distance")]
+    gain = partial(measures.partners, parts, resamples=config.resamples, seed=config.seed)
+    gains = gain([_PIXELS], [name for name in names if name != _PIXELS])
+    partner = measures.choose(gains, others)
     over_plain: dict[str, Any] = {}
     for control in controls:
         lengths = [name for name in blind if tables.control_of(name) == control]
-        over_plain |= measures.partners(parts, [PIXELS], lengths, instead_of=control, **options)
+        over_plain |= gain([_PIXELS], lengths, instead_of=control)
     beside = [name for name in (*blind, *controls, *others) if name != partner[0]]
-    more = measures.partners(parts, [PIXELS, partner[0]], beside, **options)
+    more = gain([_PIXELS, partner[0]], beside)
     return {
         "not_finite": bad,
         "scores": measures.table(parts),
         "synthetic": {
-            name: measures.measure(parts.held[name], parts.synthetic[name])["auroc"]
-            for name in names
+            name: measures.measure(values, parts["synthetic"][name])["auroc"]
+            for name, values in parts["held"].items()
         },
         "gains": gains,
         "gains_beside_partner": more,
@@ -233,12 +173,11 @@ def _judged(parts: measures.Parts, config: Config) -> dict[str, Any]:
 
 def networks(config: Config) -> dict[str, Loaded]:
     """Return the networks that are compared, by epoch."""
-    where: dict[str, Any] = {"checkpoint": config.checkpoint, "weights": config.weights}
-    if not config.epochs:
-        loaded = load(config.dataset, **where)
-        epoch = zoo.epochs(config.checkpoint)[-1] if config.checkpoint else "given"
-        return {str(epoch): loaded}
-    return {str(e): load(config.dataset, epoch=e, **where) for e in config.epochs}
+    load_one = partial(load, config.dataset, checkpoint=config.checkpoint, weights=config.weights)
+    if config.epochs:
+        return {str(epoch): load_one(epoch=epoch) for epoch in config.epochs}
+    epoch = zoo.epochs(config.checkpoint)[-1] if config.checkpoint else "given"
+    return {str(epoch): load_one()}
 
 
 def train_without(
@@ -249,81 +188,79 @@ def train_without(
     Returns:
         The data without the classes, the test images of those, and the networks by epoch.
     """
-    classes = config.held_out or _HELD_OUT[dataset.name]
-    rest, outside = data.without(dataset, classes)
+    rest, unseen = data.without(dataset, config.held_out or _HELD_OUT[dataset.name])
     settings = zoo.TrainConfig(track_per_epoch=0, seed=config.seed)
-    if config.checkpoint is not None:
-        stored = checkpoints.read(config.checkpoint)
-        assert stored is not None  # it was loaded
-        known = {field.name for field in fields(zoo.TrainConfig)}
-        told = stored.info.get("training", {}).items()
-        settings = replace(settings, **{k: v for k, v in told if k in known - {"track_per_epoch"}})
+    known = {field.name for field in fields(zoo.TrainConfig)} - {"track_per_epoch"}
+    stored = _stored(config).get("training", {})
+    settings = replace(settings, **{k: v for k, v in stored.items() if k in known})
     wanted = {epoch: int(epoch) if epoch.isdigit() else settings.epochs for epoch in epochs}
     if settings.schedule == "constant":  # one with a schedule is not cut short
         settings = replace(settings, epochs=max(wanted.values()))
     folder = config.out / "held_out"
     zoo.train(papers_network(rest), rest, settings, out=folder)
-    return rest, outside, {e: zoo.restore(folder, number) for e, number in wanted.items()}
+    return rest, unseen, {e: zoo.restore(folder, number) for e, number in wanted.items()}
+
+
+def _stored(config: Config) -> dict[str, Any]:
+    """Return what the checkpoint says of its training; nothing without one."""
+    stored = None if config.checkpoint is None else checkpoints.read(config.checkpoint)
+    return {} if stored is None else stored.info
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Score, judge and write.
-
-    Args:
-        config: What to do.
-
-    Returns:
-        What results.json holds.
+    """Score, compare and write; return what results.json holds.
 
     Raises:
         ValueError: If something asked for does not fit.
         FileNotFoundError: If the checkpoint or the data set is missing.
     """
-    config, begun = config.effective(), time.perf_counter()
+    begun = time.perf_counter()
+    if config.quick:
+        small = {name: min(most, getattr(config, name)) for name, most in _QUICK.items()}
+        config = replace(config, **small)
     found = networks(config)
     dataset = next(iter(found.values())).dataset
+    outside = data.outliers(dataset, config.count, config.seed)
     held_out = bool(config.held_out) or dataset.name in _HELD_OUT
-    sizes = {"calibration": config.calibration, "bank": config.bank, "seed": config.seed}
-    rest, unseen, others = (
-        train_without(config, dataset, list(found)) if held_out else (dataset, dataset.test_x, {})
-    )
-    results: dict[str, Any] = {}
-    shown, spent = None, {}
-    with tqdm(total=len(found) * 6 * (1 + held_out), desc="ood", dynamic_ncols=True) as bar:
+    epochs: dict[str, Any] = {}
+    milliseconds: dict[str, float] = {}
+    parts, sets = {}, config.sets(None, dataset, outside)
+    if held_out:
+        rest, unseen, others = train_without(config, dataset, list(found))
+        drawn = np.random.default_rng(config.seed).permutation(len(unseen))[: config.count]
+    with tqdm(total=len(found) * 10 * (1 + held_out), desc="ood", dynamic_ncols=True) as bar:
         for epoch, (model, _, words) in found.items():
             bar.set_description(f"epoch {epoch}")
-            outs = data.out_names(dataset)
-            sets = data.sets(model, dataset, outs, count=config.count, **sizes)
-            shown = score(sets, config, bar, timed=epoch == list(found)[-1])
-            spent |= shown.milliseconds
-            result = judged(shown.parts, config) | {
+            sets = sets._replace(model=model)
+            parts = score(sets, config, bar, milliseconds if epoch == list(found)[-1] else None)
+            traces = np.asarray(_traces(model, sets.images["held"]))
+            epochs[epoch] = evaluated(parts, config) | {
                 "network": words,
                 "accuracy": zoo.accuracy(model, dataset.test_x, dataset.test_y),
-                "mean_trace": np.asarray(_traces(model, sets.held)).mean(dtype=np.float64),
+                "mean_trace": traces.mean(dtype=np.float64),
             }
             if held_out:
-                sets = data.sets(others[epoch], rest, (), count=config.count, **sizes)
-                drawn = np.random.default_rng(config.seed).permutation(len(unseen))[: config.count]
-                sets = sets._replace(outside={"held_out": unseen[drawn]})
-                second = judged(score(sets, config, bar, timed=False).parts, config)
-                result = _joined(result, second)
-            results[epoch] = result
-    assert shown is not None
-    whole = {
-        "setting": _setting(config, dataset, shown.sets),
-        "epochs": results,
-        "training": _training(config, results),
-    }
-    return _write(config, plain(whole), shown, spent, time.perf_counter() - begun)
+                second = config.sets(others[epoch], rest, {"held_out": unseen[drawn]})
+                _join(epochs[epoch], evaluated(score(second, config, bar), config))
+    results = plain({
+        "setting": _setting(config, sets),
+        "epochs": epochs,
+        "training": _training(config, epochs),
+    })  # fmt: skip
+    write_text(config.out / "table.md", tables.report(results, milliseconds) + "\n")
+    write_json(config.out / "results.json", results)
+    origin = provenance(config.seed, {"all": round(time.perf_counter() - begun, 2)})
+    write_json(config.out / "run.json", origin | {"milliseconds_an_image": milliseconds})
+    _draw(config.out, results, sets, parts)
+    return results
 
 
-def _joined(result: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Add what the second network showed of the classes it never saw."""
-    rows = second["scores"]
-    for name, row in result["scores"].items():
-        if name in rows:
-            row["held_out"] = rows[name]["held_out"]
-    return result | {"held_out": {key: v for key, v in second.items() if key != "scores"}}
+def _join(result: dict[str, Any], second: dict[str, Any]) -> None:
+    """Add what the second network showed of the classes it was trained without."""
+    rows = second.pop("scores")
+    for name in result["scores"].keys() & rows.keys():
+        result["scores"][name]["held_out"] = rows[name]["held_out"]
+    result["held_out"] = second
 
 
 @jax.jit
@@ -331,55 +268,42 @@ def _traces(model: Any, xs: Any) -> jax.Array:
     return jax.lax.map(lambda x: foliax.trace(model, x), xs)
 
 
-def _training(config: Config, results: dict[str, Any]) -> dict[str, Any]:
+def _training(config: Config, epochs: dict[str, Any]) -> dict[str, Any]:
     """Return which epoch serves best, beside those of the greatest mean trace and accuracy."""
-    shared = set.intersection(*(set(each["scores"]) for each in results.values()))
-    best = {
-        name: max(results, key=lambda e: measures.mean(results[e]["scores"][name]))
-        for name in sorted(shared)
-    }
-    peak = None
-    if config.checkpoint is not None:
-        stored = checkpoints.read(config.checkpoint)
-        history = stored.info.get("history") if stored is not None else None
-        if history and history["steps"]:
-            at = history["steps"][int(np.nanargmax(history["trace_mean"]))]
-            peak = 1 + int(np.searchsorted(history["epoch_steps"], at))
+    shared = set.intersection(*(set(each["scores"]) for each in epochs.values()))
+    history, peak = _stored(config).get("history"), None
+    if history and history["steps"]:
+        at = history["steps"][int(np.nanargmax(history["trace_mean"]))]
+        peak = 1 + int(np.searchsorted(history["epoch_steps"], at))
     return {
-        "best_epoch": best,
-        "most_trace": max(results, key=lambda e: results[e]["mean_trace"]),
-        "most_accurate": max(results, key=lambda e: results[e]["accuracy"]),
+        "best_epoch": {
+            name: max(epochs, key=lambda e, name=name: measures.mean(epochs[e]["scores"][name]))
+            for name in sorted(shared)
+        },
+        "most_trace": max(epochs, key=lambda e: epochs[e]["mean_trace"]),
+        "most_accurate": max(epochs, key=lambda e: epochs[e]["accuracy"]),
         "peak_epoch_of_training": peak,
     }
 
 
-def _setting(config: Config, dataset: Any, sets: data.Sets) -> dict[str, Any]:
-    names = ("calibration", "fixed", "many", "neighbours", "resamples", "seed", "quick")
-    flow = config.flow(sets.inside[0].size)
+def _setting(config: Config, sets: data.Sets) -> dict[str, Any]:
+    names = ("calibration", "fixed", "many", "resamples", "seed", "quick")
     return {name: getattr(config, name) for name in names} | {
-        "dataset": dataset.name,
+        "dataset": sets.dataset.name,
         "bank": len(sets.bank_y),
-        "test": len(sets.inside),
-        "outliers": {name: len(images) for name, images in sets.outside.items()},
-        "feet": asdict(flow),
-        "means": data.SAYS,
+        "test": len(sets.images["test"]),
+        "outliers": {kind: len(sets.images[kind]) for kind in measures.outside(sets.images)},
+        "feet": config.flow(sets.dataset.shape),
+        "means": data.MEANINGS,
     }
 
 
-def _write(
-    config: Config, results: dict[str, Any], shown: Scored, spent: dict[str, float], seconds: float
-) -> dict[str, Any]:
-    out = config.out
-    report = "\n\n".join(tables.report(results, spent))
-    write_text(out / "table.md", report + "\n")
-    write_json(out / "results.json", results)
-    told = provenance(config.seed, {"all": round(seconds, 2)})
-    write_json(out / "run.json", told | {"milliseconds_an_image": spent})
+def _draw(out: Path, results: dict[str, Any], sets: data.Sets, parts: measures.Parts) -> None:
     tables.heat_map(results, out / "auroc.png")
-    last = list(results["epochs"])[-1]
-    tables.examples(shown.sets, shown.parts, results["epochs"][last]["chosen"][0], out)
-    tables.training(results, out / "epochs.png")
-    return results
+    last = list(results["epochs"].values())[-1]
+    tables.examples(sets, parts, last["chosen"][0], out / "examples.png")
+    if len(results["epochs"]) > 1:
+        tables.training(results, out / "epochs.png")
 
 
 def main() -> None:

@@ -13,7 +13,8 @@
 - knn_pixels: the same on raw pixels.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,30 +28,8 @@ from foliax import zoo
 
 NAMES = ("msp", "max_logit", "energy", "odin", "mahalanobis", "knn_features", "knn_pixels")
 TEMPERATURE = 1000.0
-_STEPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # of ODIN, in pixel units
+STEPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # of ODIN, in pixel units
 _BLOCK = 256
-
-
-class Baselines(NamedTuple):
-    """What was learnt from training images.
-
-    Attributes:
-        model: The network.
-        features: From an input to the penultimate features, or the logits where there are none.
-        step: ODIN's, in the units of x.
-        means: (C, d) of the features, by class.
-        covariance: Of the features about their class means.
-        near_features: Nearest neighbours in normalised features.
-        near_pixels: Nearest neighbours in pixels.
-    """
-
-    model: Any
-    features: Any
-    step: float
-    means: np.ndarray
-    covariance: EmpiricalCovariance
-    near_features: NearestNeighbors
-    near_pixels: NearestNeighbors
 
 
 def penultimate(model: Any) -> Any:
@@ -74,8 +53,8 @@ def _identity(layer: nnx.Linear) -> nnx.Linear:
 
 
 def fit(
-    model: Any, xs: np.ndarray, labels: np.ndarray, held: np.ndarray, *, std: Any, neighbours: int
-) -> Baselines:
+    model: Any, xs: np.ndarray, labels: np.ndarray, held: np.ndarray, *, std: Any
+) -> dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
     """Learn from training images what the baselines need.
 
     Args:
@@ -84,82 +63,43 @@ def fit(
         labels: Their labels.
         held: Training images apart from these, which choose ODIN's step.
         std: What pixels were divided by.
-        neighbours: Which neighbour's distance counts, the k-th.
 
     Returns:
-        What `scores` takes.
+        What gives the scores of images by name, for each group that is computed together.
     """
-    features = penultimate(model)
-    seen = outputs(features, xs)
-    classes = np.unique(labels)
-    means = np.stack([seen[labels == label].mean(axis=0) for label in classes])
-    centred = seen - means[np.searchsorted(classes, labels)]
-    steps = [step / float(np.mean(std)) for step in _STEPS]
-    sure = [_odin(model, held, step).mean() for step in steps]
-    return Baselines(
-        model,
-        features,
-        steps[int(np.argmin(sure))],
-        means,
-        EmpiricalCovariance(assume_centered=True).fit(centred),
-        _neighbours(_unit(seen), neighbours),
-        _neighbours(_flat(xs), neighbours),
-    )
+    network, step = penultimate(model), odin_step(model, held, std)
+    features = outputs(network, xs)
+    means = np.stack([features[labels == label].mean(axis=0) for label in np.unique(labels)])
+    centred = features - means[np.searchsorted(np.unique(labels), labels)]
+    covariance = EmpiricalCovariance(assume_centered=True).fit(centred)
+    nearest, nearest_pixels = _distance(_unit(features)), _distance(_flat(xs))
 
+    def mahalanobis(xs: np.ndarray) -> np.ndarray:
+        features = outputs(network, xs)
+        return np.min([covariance.mahalanobis(features - mean) for mean in means], axis=0)
 
-def scores(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every baseline's score of every image, by name."""
-    return {name: group(known, xs)[name] for group, names in GROUPS.items() for name in names}
+    return {
+        "msp, max_logit, energy": lambda xs: from_logits(outputs(model, xs)),
+        "odin": lambda xs: {"odin": odin(model, xs, step)},
+        "mahalanobis": lambda xs: {"mahalanobis": mahalanobis(xs)},
+        "knn_features": lambda xs: {"knn_features": nearest(_unit(outputs(network, xs)))},
+        "knn_pixels": lambda xs: {"knn_pixels": nearest_pixels(_flat(xs))},
+    }
 
 
 def from_logits(logits: np.ndarray) -> dict[str, np.ndarray]:
     """Return the scores that the logits alone give, (N, C) to (N,)."""
-    logits = np.asarray(logits, np.float64)
-    rest = np.sort(logits, axis=1)
+    ordered = np.sort(np.asarray(logits, np.float64), axis=1)
     return {
-        "msp": logsumexp(rest[:, :-1], axis=1) - rest[:, -1],
-        "max_logit": -rest[:, -1],
+        "msp": logsumexp(ordered[:, :-1], axis=1) - ordered[:, -1],
+        "max_logit": -ordered[:, -1],
         "energy": -logsumexp(logits, axis=1),
     }
 
 
-def _logits_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    return from_logits(outputs(known.model, xs))
-
-
-def _odin_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    return {"odin": _odin(known.model, xs, known.step)}
-
-
-def _mahalanobis_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    seen = outputs(known.features, xs)
-    away = [known.covariance.mahalanobis(seen - mean) for mean in known.means]
-    return {"mahalanobis": np.min(away, axis=0)}
-
-
-def _features_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    seen = _unit(outputs(known.features, xs))
-    return {"knn_features": known.near_features.kneighbors(seen)[0][:, -1]}
-
-
-def _pixels_group(known: Baselines, xs: np.ndarray) -> dict[str, np.ndarray]:
-    return {"knn_pixels": known.near_pixels.kneighbors(_flat(xs))[0][:, -1]}
-
-
-GROUPS = {
-    _logits_group: ("msp", "max_logit", "energy"),
-    _odin_group: ("odin",),
-    _mahalanobis_group: ("mahalanobis",),
-    _features_group: ("knn_features",),
-    _pixels_group: ("knn_pixels",),
-}
-
-
 def outputs(function: Any, xs: np.ndarray) -> np.ndarray:
     """Return what a network gives for each image, in float64, block by block."""
-    return np.concatenate(
-        [np.asarray(_outputs(function, xs[i : i + _BLOCK])) for i in range(0, len(xs), _BLOCK)]
-    ).astype(np.float64)
+    return _in_blocks(_outputs, function, xs).astype(np.float64)
 
 
 @jax.jit
@@ -167,26 +107,39 @@ def _outputs(function: Any, xs: Any) -> jax.Array:
     return jax.vmap(function)(jnp.asarray(xs))
 
 
-def _odin(model: Any, xs: np.ndarray, step: float) -> np.ndarray:
+def _in_blocks(function: Any, model: Any, xs: np.ndarray, *more: Any) -> np.ndarray:
+    starts = range(0, len(xs), _BLOCK)
+    return np.concatenate([np.asarray(function(model, xs[i : i + _BLOCK], *more)) for i in starts])
+
+
+def odin_step(model: Any, held: np.ndarray, std: Any) -> float:
+    """Return the step, in the units of x, that makes training images most confident."""
+    steps = [step / float(np.mean(std)) for step in STEPS]
+    return min(steps, key=lambda step: odin(model, held, step).mean())
+
+
+def odin(model: Any, xs: np.ndarray, step: float) -> np.ndarray:
     """Return minus the log of the largest tempered probability after ODIN's step."""
-    moved = np.concatenate(
-        [np.asarray(_nudged(model, xs[i : i + _BLOCK], step)) for i in range(0, len(xs), _BLOCK)]
-    )
+    moved = _in_blocks(perturbed, model, xs, step)
     # In float64: at this temperature probabilities differ in the fourth digit.
     return -log_softmax(outputs(model, moved) / TEMPERATURE, axis=1).max(axis=1)
 
 
 @jax.jit
-def _nudged(model: Any, xs: Any, step: Any) -> jax.Array:
-    def sure(x: jax.Array) -> jax.Array:
+def perturbed(model: Any, xs: Any, step: Any) -> jax.Array:
+    """Return images moved along the sign of the gradient of the largest probability."""
+
+    def confidence(x: jax.Array) -> jax.Array:
         return jnp.max(jax.nn.log_softmax(model(x) / TEMPERATURE))
 
     xs = jnp.asarray(xs)
-    return xs + step * jnp.sign(jax.vmap(jax.grad(sure))(xs))
+    return xs + step * jnp.sign(jax.vmap(jax.grad(confidence))(xs))
 
 
-def _neighbours(points: np.ndarray, count: int) -> NearestNeighbors:
-    return NearestNeighbors(n_neighbors=count, algorithm="brute").fit(points)
+def _distance(points: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what gives the distance to the nearest of the points."""
+    near = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(points)
+    return lambda xs: near.kneighbors(xs)[0][:, 0]
 
 
 def _flat(xs: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ class. FPR at 95 % TPR: test images are the positive class, as is usual; the sha
 pass as test images when 95 % of the test images do. All of scikit-learn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,61 +16,40 @@ from sklearn.metrics import auc, average_precision_score, roc_auc_score, roc_cur
 from foliax.apps import ood
 
 Named = Mapping[str, np.ndarray]
+# By set of images, "held", "synthetic", "test" and the kinds of outliers: scores by name.
+Parts = Mapping[str, Named]
+_KNOWN = ("held", "synthetic", "test")
 _TPR = 0.95
 
 
-class Parts(NamedTuple):
-    """Scores by name, of each set of images.
-
-    Attributes:
-        held: Training images that calibrate.
-        synthetic: Outliers made of them.
-        inside: Test images.
-        outside: Scores by name for each set of outliers.
-    """
-
-    held: dict[str, np.ndarray]
-    synthetic: dict[str, np.ndarray]
-    inside: dict[str, np.ndarray]
-    outside: dict[str, dict[str, np.ndarray]]
-
-
-def split(sets: Any, found: Named) -> Parts:
-    """Cut scores of held, synthetic, inside and outside images, one after the other, apart."""
-    sizes = [len(sets.held), len(sets.synthetic), len(sets.inside)]
-    sizes += [len(images) for images in sets.outside.values()]
-    cuts = np.cumsum(sizes)[:-1]
+def split(images: Named, found: Named) -> Parts:
+    """Cut the scores of all images, one set after the other, apart."""
+    cuts = np.cumsum([len(xs) for xs in images.values()])[:-1]
     parts = {name: np.split(np.asarray(values, np.float64), cuts) for name, values in found.items()}
-    held, synthetic, inside, *rest = (
-        {name: part[i] for name, part in parts.items()} for i in range(len(sizes))
-    )
-    return Parts(held, synthetic, inside, dict(zip(sets.outside, rest, strict=True)))
+    return {kind: {name: part[i] for name, part in parts.items()} for i, kind in enumerate(images)}
 
 
-def finite(parts: Parts) -> dict[str, int]:
-    """Return how many values of each score are no numbers; scores with none are left out."""
-    every = [parts.held, parts.synthetic, parts.inside, *parts.outside.values()]
-    counts = {name: int(sum((~np.isfinite(s[name])).sum() for s in every)) for name in parts.held}
+def outside(parts: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of outliers."""
+    return [kind for kind in parts if kind not in _KNOWN]
+
+
+def not_finite(parts: Parts) -> dict[str, int]:
+    """Return how many values of each score are no numbers, of scores with any."""
+    counts = {
+        name: int(sum((~np.isfinite(values[name])).sum() for values in parts.values()))
+        for name in parts["held"]
+    }
     return {name: count for name, count in counts.items() if count}
-
-
-def only(parts: Parts, names: Sequence[str]) -> Parts:
-    """Return the scores of these names."""
-
-    def some(values: Named) -> dict[str, np.ndarray]:
-        return {name: values[name] for name in names}
-
-    outside = {out: some(values) for out, values in parts.outside.items()}
-    return Parts(some(parts.held), some(parts.synthetic), some(parts.inside), outside)
 
 
 # --- one score ---------------------------------------------------------------------------------
 
 
-def measure(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+def measure(inside: np.ndarray, outliers: np.ndarray) -> dict[str, float]:
     """Return AUROC, AUPR (outliers positive) and FPR at 95 % TPR (test images positive)."""
-    values = np.concatenate([inside, outside])
-    out = np.repeat([0, 1], [len(inside), len(outside)])
+    values = np.concatenate([inside, outliers])
+    out = np.repeat([0, 1], [len(inside), len(outliers)])
     fpr, tpr, _ = roc_curve(1 - out, -values, drop_intermediate=False)
     return {
         "auroc": float(auc(fpr, tpr)),
@@ -86,18 +65,21 @@ def table(parts: Parts) -> dict[str, dict[str, dict[str, float]]]:
     not exceed; "test" has the share of false alarms.
     """
     with jax.enable_x64(True):  # float64 scores stay what they are
-        known = ood.calibrate(parts.held, share=_TPR)
-        called = {}
-        for out, values in {"test": parts.inside, **parts.outside}.items():
-            beyond = ood.exceeds(known, values)
-            called[out] = {name: float(np.mean(np.asarray(v) > 0)) for name, v in beyond.items()}
+        known = ood.calibrate(parts["held"], share=_TPR)
+        called = {
+            kind: {
+                name: float(np.mean(np.asarray(beyond) > 0))
+                for name, beyond in ood.exceeds(known, parts[kind]).items()
+            }
+            for kind in ("test", *outside(parts))
+        }
     return {
         name: {"test": {"called": called["test"][name]}}
         | {
-            out: measure(inside, values[name]) | {"called": called[out][name]}
-            for out, values in parts.outside.items()
+            kind: measure(inside, parts[kind][name]) | {"called": called[kind][name]}
+            for kind in outside(parts)
         }
-        for name, inside in parts.inside.items()
+        for name, inside in parts["test"].items()
     }
 
 
@@ -110,25 +92,22 @@ def mean(rows: Mapping[str, Mapping[str, float]], key: str = "auroc") -> float:
 
 
 class Combined(NamedTuple):
-    """One number made of several scores.
+    """One number made of several scores."""
 
-    Attributes:
-        inside: Of the test images.
-        outside: Of each set of outliers.
-        synthetic: AUROC on held training images against synthetic outliers, which chooses.
-        weights: Of the standardised scores in it.
-    """
+    values: dict[str, np.ndarray]  # Of each set of images
+    weights: list[float]  # Of the standardised scores in it
 
-    inside: np.ndarray
-    outside: dict[str, np.ndarray]
-    synthetic: float
-    weights: list[float]
+    def synthetic(self) -> float:
+        """Return the AUROC on held training images against synthetic outliers, which chooses."""
+        held, synthetic = self.values["held"], self.values["synthetic"]
+        labels = np.repeat([0, 1], [len(held), len(synthetic)])
+        return float(roc_auc_score(labels, np.concatenate([held, synthetic])))
 
 
 def summed(parts: Parts, names: Sequence[str]) -> Combined:
     """Return the sum of standardised scores: calibrated on training images alone."""
     with jax.enable_x64(True):
-        known = _calibrated({str(i): parts.held[name] for i, name in enumerate(names)})
+        known = _calibrated({str(i): parts["held"][name] for i, name in enumerate(names)})
 
         def total(rows: np.ndarray) -> np.ndarray:
             return np.asarray(_sum(known, {str(i): values for i, values in enumerate(rows.T)}))
@@ -143,7 +122,7 @@ _sum = jax.jit(ood.combine)
 
 def fitted(parts: Parts, names: Sequence[str]) -> Combined:
     """Return the decision function of a logistic regression of training on synthetic images."""
-    held, synthetic = _rows(parts.held, names), _rows(parts.synthetic, names)
+    held, synthetic = _rows(parts["held"], names), _rows(parts["synthetic"], names)
     location, scale = held.mean(axis=0), held.std(axis=0)
     scale = np.where(scale > 0, scale, 1)
     out = np.repeat([0, 1], [len(held), len(synthetic)])
@@ -165,70 +144,59 @@ def _rows(values: Named, names: Sequence[str]) -> np.ndarray:
 
 
 def _combined(parts: Parts, names: Sequence[str], total: Any, weights: list[float]) -> Combined:
-    sets = [parts.held, parts.synthetic, parts.inside, *parts.outside.values()]
-    rows = [_rows(values, names) for values in sets]
-    cuts = np.cumsum([len(each) for each in rows])[:-1]
-    held, synthetic, inside, *rest = np.split(total(np.concatenate(rows)), cuts)
-    outside = dict(zip(parts.outside, rest, strict=True))
-    labels = np.repeat([0, 1], [len(held), len(synthetic)])
-    seen = float(roc_auc_score(labels, np.concatenate([held, synthetic])))
-    return Combined(inside, outside, seen, weights)
+    rows = {kind: _rows(values, names) for kind, values in parts.items()}
+    cuts = np.cumsum([len(each) for each in rows.values()])[:-1]
+    totals = np.split(total(np.concatenate(list(rows.values()))), cuts)
+    return Combined(dict(zip(rows, totals, strict=True)), weights)
 
 
-class Bootstrap:
-    """What a combination adds to the AUROC of another, and how sure that is.
+def bootstrap(base: Combined, *, resamples: int, seed: int) -> Callable[[Combined], dict[str, Any]]:
+    """Return what gives the gain of a combination in mean AUROC, with its 95 % interval.
 
     Test images and outliers are drawn anew with replacement, the same draws for both.
-
-    Args:
-        base: What is added to.
-        resamples: How often is drawn.
-        seed: Of the draws.
     """
+    rng = np.random.default_rng(seed)
+    sizes = {kind: len(base.values[kind]) for kind in ("test", *outside(base.values))}
+    weights = {
+        kind: rng.multinomial(size, np.full(size, 1 / size), size=resamples) / size
+        for kind, size in sizes.items()
+    }
+    before = _wins(base)
 
-    def __init__(self, base: Combined, *, resamples: int, seed: int):
-        rng = np.random.default_rng(seed)
-        sizes = {"": len(base.inside)} | {out: len(v) for out, v in base.outside.items()}
-        self._weights = {
-            out: rng.multinomial(size, np.full(size, 1 / size), size=resamples) / size
-            for out, size in sizes.items()
-        }
-        self._before = {out: _wins(base.inside, v) for out, v in base.outside.items()}
-
-    def gain(self, more: Combined) -> dict[str, Any]:
-        """Return the gain in mean AUROC over the sets, its 95 % interval, and that of each set."""
+    def gain(more: Combined) -> dict[str, Any]:
         drawn, each = [], {}
-        for out, values in more.outside.items():
-            change = _wins(more.inside, values) - self._before[out]
+        for kind, wins in _wins(more).items():
+            change = wins - before[kind]
             # The AUROC of a draw is its weights on both sides of the table of wins.
-            seen = self._weights[""] @ change
-            drawn.append((seen * self._weights[out]).sum(axis=1))
-            each[out] = float(change.mean())
+            drawn.append(((weights["test"] @ change) * weights[kind]).sum(axis=1))
+            each[kind] = float(change.mean())
         low, high = np.quantile(np.mean(drawn, axis=0), (0.025, 0.975))
         return {
             "gain": float(np.mean(list(each.values()))),
             "low": float(low),
             "high": float(high),
             "by_set": each,
-            "synthetic": more.synthetic,
+            "synthetic": more.synthetic(),
             "weights": more.weights,
         }
 
+    return gain
 
-def _wins(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    above = outside[None, :] > inside[:, None]
-    return (above + 0.5 * (outside[None, :] == inside[:, None])).astype(np.float32)
+
+def _wins(combined: Combined) -> dict[str, np.ndarray]:
+    """Return, for each pair of a test image and an outlier, 1 where the outlier scores higher."""
+    inside = combined.values["test"][:, None]
+    return {
+        kind: ((row := combined.values[kind][None]) > inside).astype(np.float32)
+        + 0.5 * (row == inside).astype(np.float32)
+        for kind in outside(combined.values)
+    }
 
 
 def partners(
-    parts: Parts,
-    base: Sequence[str],
-    candidates: Sequence[str],
-    *,
-    resamples: int,
-    seed: int,
+    parts: Parts, base: Sequence[str], candidates: Sequence[str], *, resamples: int, seed: int,
     instead_of: str | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Return the gain of each candidate beside the base, by both ways to combine.
 
     Args:
@@ -243,9 +211,9 @@ def partners(
     before = base if instead_of is None else [*base, instead_of]
     result: dict[str, dict[str, Any]] = {name: {} for name in candidates}
     for way, combine in WAYS.items():
-        known = Bootstrap(combine(parts, before), resamples=resamples, seed=seed)
+        gain = bootstrap(combine(parts, before), resamples=resamples, seed=seed)
         for name in candidates:
-            result[name][way] = known.gain(combine(parts, [*base, name]))
+            result[name][way] = gain(combine(parts, [*base, name]))
     return result
 
 

@@ -12,12 +12,13 @@ from flax import nnx
 
 import foliax
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import bench as _benchmark_bench
+from experiments.benchmark import bench as shared
 from experiments.benchmark import gpu, nets, peers
 from experiments.benchmark import timing as method
 from experiments.benchmark.bench import Bench, Sizes
 from experiments.benchmark.rows import ROWS, SLOW
 from experiments.benchmark.timing import FOLIAX, FORWARD, FUNC, LOOP
+from experiments.harness.common import Loaded
 from foliax import fisher, zoo
 from foliax.zoo.train_config import make_optimizer
 from foliax.zoo.train_step import TrainState, train_step
@@ -36,22 +37,20 @@ def small(seed=0, shape=SHAPE, classes=CLASSES):
 @pytest.fixture(scope="module")
 def one_thread():
     """Keep PyTorch to one thread: on a busy machine more of them wait for each other."""
-    if not peers.installed():
+    if peers.torch is None:
         yield
         return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = peers.torch.get_num_threads()
+    peers.torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    peers.torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def small_products():
     """Time a product that takes no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_benchmark_bench, "_SIDE", 64)
+        patch.setattr(shared, "_SIDE", 64)
         yield
 
 
@@ -142,13 +141,10 @@ def test_first_steps(along, walked, net, xs):
     np.testing.assert_allclose(peers.array(alone), walked(along)[:, :1], atol=1e-9)
 
 
-def test_scans_walk_the_same_way(model, walked, xs):
-    told = {"step": 0.1, "steps": STEPS}
-    by_hand = jax.jit(partial(nets.scan_by_hand, classes=CLASSES, **told))
-    projected = jax.jit(partial(nets.scan_of_projections, **told))
-    for scan in (by_hand, projected):
-        points = scan(model, xs[0], xs[-1], foliax.Box(*LIMITS))
-        np.testing.assert_allclose(points, walked("leaf")[:, 0], atol=1e-9)
+def test_a_scan_walks_the_same_way(model, walked, xs):
+    scan = jax.jit(partial(nets.scan_by_hand, classes=CLASSES, step=0.1, steps=STEPS))
+    points = scan(model, xs[0], xs[-1], foliax.Box(*LIMITS))
+    np.testing.assert_allclose(points, walked("leaf")[:, 0], atol=1e-9)
 
 
 def same_weights(ours, theirs):
@@ -169,15 +165,13 @@ def test_fisher_product(model, net, xs):
 
 
 def test_training_step(model, net, xs):
-    import torch
-
     ys, config = np.array([0, 3, 1]), zoo.TrainConfig()
     graph, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     optimizer = make_optimizer(config, 10)
     state = TrainState(params, stats, optimizer.init(params))
     after, loss = train_step(graph, optimizer, state, rest, xs, ys)
     trained, step = peers.trainer(model, config.learning_rate)
-    assert float(step(peers.tensor(xs), torch.tensor(ys))) == pytest.approx(float(loss))
+    assert float(step(peers.tensor(xs), peers.labels(ys))) == pytest.approx(float(loss))
     same_weights(nnx.merge(graph, after.params, stats, rest), dict(trained.named_parameters()))
 
 
@@ -255,19 +249,21 @@ TIMES = {
 }  # fmt: skip
 
 
-def test_ratios_are_medians_of_the_rounds_ratios():
-    found = method.beside_peers(method.Target(at_least=3.5)).of(TIMES)
-    assert found == ("PyTorch / foliax (PyTorch P2)", 4.0, 3.0, 5.0, 4.0, "≥ 3.5", True)
-    found = method.beside_forwards(9, method.Target(at_most=1.7, stretch=1.4)).of(TIMES)
-    assert found.label == "foliax / 10 forwards"
-    assert found[1:4] == pytest.approx((2.0, 1.0, 2.0))
-    assert found[5:] == ("≤ 1.7 (stretch 1.4)", False)
-    alone = method.beside_peers(names=(LOOP,)).of(TIMES)
-    assert alone == ("PyTorch P1 / foliax", 4.5, 2.25, 9.0, 9.0, "", None)
-    tracked = method.Ratio("", (LOOP,), (FOLIAX,), scale=0.1, plus=1.0).of(TIMES)
-    assert tracked.median == pytest.approx(1.45)
-    rate = method.Ratio("", (), (FOLIAX,)).of(TIMES)
-    assert rate[1:5] == pytest.approx((0.5, 0.25, 1.0, 1.0))
+@pytest.mark.parametrize(
+    ("ratio", "label", "median", "least", "largest", "target", "met"),
+    [
+        (method.beside_peers(3.5), "PyTorch / foliax (PyTorch P2)", 4, 3, 5, "≥ 3.5", True),
+        (method.beside_forwards(9, 1.7), "foliax / 10 forwards", 2, 1, 2, "≤ 1.7", False),
+        (method.beside_peers(names=(LOOP,)), "PyTorch P1 / foliax", 4.5, 2.25, 9, "", None),
+        (method.Ratio("a", (LOOP,), (FOLIAX,), scale=0.1, plus=1), "a", 1.45, 1.225, 1.9, "", None),
+        (method.Ratio("rate", (), (FOLIAX,)), "rate", 0.5, 0.25, 1, "", None),
+    ],
+)
+def test_ratios_are_medians_of_the_rounds_ratios(ratio, label, median, least, largest, target, met):
+    found = ratio.of(TIMES)
+    assert (found["label"], found["target"], found["met"]) == (label, target, met)
+    numbers = [found[key] for key in ("median", "least", "largest")]
+    assert numbers == pytest.approx([median, least, largest])
 
 
 def test_nothing_is_made_of_times_that_are_missing():
@@ -288,7 +284,7 @@ def test_results_that_differ_are_refused():
 def digits_subject():
     data = zoo.load_digits()
     model = small(0, data.shape, data.num_classes)
-    return nets.Subject(model, data, "a network for tests")
+    return Loaded(model, data, "a network for tests")
 
 
 TINY = Sizes(
@@ -306,7 +302,7 @@ def smoke(tmp_path_factory, quick_compilation, one_thread, small_products):
     config = benchmark.Config(out=out, rows=SMOKE, rounds=2, sizes=TINY)
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
         patch.setattr(benchmark, "obtain", lambda *_: digits_subject())
-        patch.setattr(_benchmark_bench, "BATCHES", (1, 4))
+        patch.setattr(shared, "_BATCHES", (1, 4))
         return out, benchmark.run(config)
 
 
@@ -329,7 +325,7 @@ def test_everything_promised_is_written(smoke):
     assert json.loads((out / "results.json").read_text()).keys() == results.keys()
     assert results["network"] == "a network for tests"
     told = json.loads((out / "run.json").read_text())
-    assert {"torch", "jax", "equinox"} <= told["versions"].keys()
+    assert {"jax", "jaxlib"} <= told["versions"].keys()
     assert all(told["seconds"][name] > 0 for name in SMOKE)
     assert results["peak_bytes"]["host"] > 2**20
     assert results["product_gflops"]["jax"] > 0
@@ -351,7 +347,7 @@ def test_the_table(smoke):
     assert "a network for tests" in table
     assert "zoo network" in first
     assert table.count("≤ 1.7") >= 2
-    assert "| gpu | skipped: JAX runs on cpu, no GPU | | | | |" in table
+    assert "| gpu | skipped: JAX runs on cpu, no GPU |" in table
     assert "scan by hand" in table
 
 
@@ -368,13 +364,12 @@ def test_a_row_that_cannot_be_compared_is_no_row(tmp_path, monkeypatch, capsys):
 
 
 def test_without_pytorch_the_rest_is_measured(monkeypatch):
-    monkeypatch.setattr(peers, "installed", lambda: False)
+    monkeypatch.setattr(peers, "torch", None)
     bench = Bench(digits_subject(), TINY, 2, 0)
     assert bench.batch_peers == []
-    assert not bench.has_torch
     assert "PyTorch is not installed" in "".join(
         benchmark.heading(
-            {"device": benchmark.device(bench), "rows": {}, "network": "", "load_at_start": (9,),
+            {"device": benchmark.device(), "rows": {}, "network": "", "load_at_start": (9,),
              "peak_bytes": {"host": 0}, "product_gflops": bench.product_rates}
         )
     )  # fmt: skip
@@ -401,11 +396,9 @@ def test_quick_leaves_the_slowest_rows_out():
 
 
 def test_what_is_wrong_is_said():
-    with pytest.raises(ValueError, match=r"rows must be some of batch, .* got nonsense"):
-        benchmark.run(benchmark.Config(rows=("nonsense",)))
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         benchmark.run(benchmark.Config(rounds=0))
-    with pytest.raises(ValueError, match="--weights or --checkpoint, not both"):
+    with pytest.raises(ValueError, match="got both"):
         nets.obtain("a.npz", "b", 0)
 
 
@@ -429,7 +422,7 @@ def test_without_weights_a_network_is_trained(monkeypatch):
     monkeypatch.setattr(nets, "_STEPS", 10)
     with jax.enable_x64(False):
         subject = nets.obtain(None, None, 0)
-    assert "trained here for 10 steps on digits, seed 0, test accuracy" in subject.origin
+    assert "trained here for 10 steps on digits, test accuracy" in subject.network
     assert subject.model.shape == (8, 8, 1)
 
 

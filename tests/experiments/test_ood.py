@@ -30,52 +30,42 @@ def toy_parts(seed=0):
         good = rng.normal(shift, 1, count)
         return {"good": good, "bad": rng.normal(size=count), "far": -good}
 
-    return measures.Parts(
-        draw(60, 0), draw(60, 1.5), draw(80, 0), {"a": draw(50, 1.5), "b": draw(40, 1)}
-    )
+    sizes = {"held": (60, 0), "synthetic": (60, 1.5), "test": (80, 0), "a": (50, 1.5), "b": (40, 1)}
+    return {kind: draw(*size) for kind, size in sizes.items()}
 
 
 # --- data --------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_outliers_is_normalised_and_drawn_by_the_seed():
-    for name in data.out_names(DIGITS):
-        found = data.outliers(name, DIGITS, 6, np.random.default_rng(1))
-        assert found.shape == (6, 8, 8, 1)
-        pixels = np.asarray(DIGITS.to_pixels(found))
+    found, again = (data.outliers(DIGITS, 6, seed=1) for _ in range(2))
+    assert set(found) < set(data.MEANINGS)
+    for name, images in found.items():
+        assert images.shape == (6, 8, 8, 1)
+        pixels = np.asarray(DIGITS.to_pixels(images))
         assert pixels.min() > -1e-6
         assert pixels.max() < 1 + 1e-6
-        np.testing.assert_array_equal(
-            found, data.outliers(name, DIGITS, 6, np.random.default_rng(1))
-        )
-    assert set(data.out_names(DIGITS)) < set(data.SAYS)
-
-
-def test_a_mirrored_image_is_a_test_image_mirrored():
-    mirrored = data.outliers("mirrored", DIGITS, 5, np.random.default_rng(1))
+        np.testing.assert_array_equal(images, again[name])
     asymmetric = np.isin(DIGITS.test_y, (2, 3, 4, 5, 6, 7, 9))
     kept = np.asarray(DIGITS.test_x)[asymmetric]
-    for image in mirrored:
+    for image in found["mirrored"]:
         assert np.abs(kept - image[:, ::-1]).max(axis=(1, 2, 3)).min() < 1e-5
 
 
 def test_sets_keep_calibration_and_references_apart():
-    found = data.sets(None, DIGITS, ["uniform"], count=20, calibration=30, bank=100, seed=0)
-    assert found.held.shape[0] == len(found.synthetic) == 30
+    sizes = {"count": 20, "calibration": 30, "bank": 100, "seed": 0}
+    found = data.sets(None, DIGITS, {}, **sizes)
+    held = found.images["held"]
+    assert held.shape[0] == len(found.images["synthetic"]) == 30
     assert len(found.bank_x) == len(found.bank_y) == 100
-    assert list(found.outside) == ["uniform"]
-    together = np.concatenate([found.held, found.bank_x]).reshape(130, -1)
+    together = np.concatenate([held, found.bank_x]).reshape(130, -1)
     assert len(np.unique(together, axis=0)) >= 129  # one image occurs twice in the data
-    with pytest.raises(ValueError, match="calibration must be below the 1437 training images"):
-        data.sets(None, DIGITS, [], count=1, calibration=1437, bank=1, seed=0)
-
-
-def test_synthetic_outliers_are_made_of_held_training_images_alone():
-    found = data.sets(None, DIGITS, [], count=20, calibration=30, bank=100, seed=0)
     other = replace(DIGITS, test_x=np.zeros_like(DIGITS.test_x), test_y=DIGITS.test_y)
-    again = data.sets(None, other, [], count=20, calibration=30, bank=100, seed=0)
-    np.testing.assert_array_equal(found.synthetic, again.synthetic)
-    np.testing.assert_array_equal(found.held, again.held)
+    again = data.sets(None, other, {}, **sizes)  # synthetic outliers know no test image
+    np.testing.assert_array_equal(found.images["synthetic"], again.images["synthetic"])
+    np.testing.assert_array_equal(held, again.images["held"])
+    with pytest.raises(ValueError, match="calibration must be below the 1437 training images"):
+        data.sets(None, DIGITS, {}, count=1, calibration=1437, bank=1, seed=0)
 
 
 def test_classes_are_held_out_and_numbered_anew():
@@ -115,18 +105,20 @@ HELD = RNG.normal(size=(9, 6)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def fitted():
-    return baselines.fit(LINEAR, XS, LABELS, HELD, std=1.0, neighbours=2)
+    return baselines.fit(LINEAR, XS, LABELS, HELD, std=1.0)
 
 
 def test_fitted_baselines_agree_with_values_by_hand(fitted):
     xs = RNG.normal(size=(4, 6)).astype(np.float32)
-    found = baselines.scores(fitted, xs)
+    found = {}
+    for group in fitted.values():
+        found |= group(xs)
     assert tuple(found) == baselines.NAMES
-    pixels = np.sort(np.linalg.norm(xs[:, None] - XS[None], axis=2), axis=1)[:, 1]
+    pixels = np.sort(np.linalg.norm(xs[:, None] - XS[None], axis=2), axis=1)[:, 0]
     np.testing.assert_allclose(found["knn_pixels"], pixels, rtol=1e-4)
     seen, features = xs @ WEIGHT.T, XS @ WEIGHT.T  # without a last layer to take off: the logits
     unit, known = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (seen, features))
-    near = np.sort(np.linalg.norm(unit[:, None] - known[None], axis=2), axis=1)[:, 1]
+    near = np.sort(np.linalg.norm(unit[:, None] - known[None], axis=2), axis=1)[:, 0]
     np.testing.assert_allclose(found["knn_features"], near, rtol=1e-4)
     means = np.stack([features[label == LABELS].mean(axis=0) for label in range(3)])
     centred = features - means[LABELS]
@@ -136,9 +128,9 @@ def test_fitted_baselines_agree_with_values_by_hand(fitted):
     np.testing.assert_allclose(found["mahalanobis"], exact, rtol=1e-3)
 
 
-def test_odin_steps_along_the_sign_of_the_gradient(fitted):
+def test_odin_steps_along_the_sign_of_the_gradient():
     x, step = XS[:1], 0.1
-    moved = np.asarray(baselines._nudged(LINEAR, x, step))
+    moved = np.asarray(baselines.perturbed(LINEAR, x, step))
     tempered = np.exp(WEIGHT @ x[0] / baselines.TEMPERATURE)
     p = tempered / tempered.sum()
     label = p.argmax()
@@ -146,9 +138,9 @@ def test_odin_steps_along_the_sign_of_the_gradient(fitted):
     np.testing.assert_allclose(moved[0], x[0] + step * np.sign(gradient), rtol=1e-5)
     logits = WEIGHT.astype(np.float64) @ moved[0] / baselines.TEMPERATURE
     exact = -np.log(np.exp(logits).max() / np.exp(logits).sum())
-    np.testing.assert_allclose(baselines._odin(LINEAR, x, step)[0], exact, rtol=1e-6)
-    sure = [baselines._odin(LINEAR, HELD, s).mean() for s in baselines._STEPS]
-    assert fitted.step == baselines._STEPS[int(np.argmin(sure))]
+    np.testing.assert_allclose(baselines.odin(LINEAR, x, step)[0], exact, rtol=1e-6)
+    sure = [baselines.odin(LINEAR, HELD, s).mean() for s in baselines.STEPS]
+    assert baselines.odin_step(LINEAR, HELD, 1.0) == baselines.STEPS[int(np.argmin(sure))]
 
 
 @pytest.mark.parametrize(
@@ -179,9 +171,10 @@ def test_measures_by_hand():
 def test_the_table_counts_what_the_training_threshold_calls_out():
     parts = toy_parts()
     found = measures.table(parts)["good"]
-    threshold = np.sort(parts.held["good"])[57]  # at least 95 % of 60 lie at or below
-    assert np.mean(parts.held["good"] <= threshold) >= 0.95
-    for out, values in {"test": parts.inside, **parts.outside}.items():
+    threshold = np.sort(parts["held"]["good"])[57]  # at least 95 % of 60 lie at or below
+    assert np.mean(parts["held"]["good"] <= threshold) >= 0.95
+    for out in ("test", "a", "b"):
+        values = parts[out]
         assert found[out]["called"] == np.mean(values["good"] > threshold)
     assert measures.mean(found) == np.mean([found[out]["auroc"] for out in ("a", "b")])
 
@@ -191,15 +184,16 @@ def test_a_gain_is_the_difference_of_two_aurocs(way):
     parts = toy_parts()
     combine = measures.WAYS[way]
     base, more = combine(parts, ["bad"]), combine(parts, ["bad", "good"])
-    found = measures.Bootstrap(base, resamples=200, seed=0).gain(more)
-    for out in parts.outside:
-        labels = np.repeat([0, 1], [80, len(parts.outside[out]["good"])])
+    found = measures.bootstrap(base, resamples=200, seed=0)(more)
+    for out in ("a", "b"):
+        labels = np.repeat([0, 1], [80, len(parts[out]["good"])])
         before, after = (
-            roc_auc_score(labels, np.concatenate([c.inside, c.outside[out]])) for c in (base, more)
+            roc_auc_score(labels, np.concatenate([c.values["test"], c.values[out]]))
+            for c in (base, more)
         )
         assert found["by_set"][out] == pytest.approx(after - before, abs=1e-6)
     assert 0 < found["low"] < found["gain"] < found["high"]
-    same = measures.Bootstrap(base, resamples=50, seed=0).gain(base)
+    same = measures.bootstrap(base, resamples=50, seed=0)(base)
     assert same["gain"] == same["low"] == same["high"] == 0
 
 
@@ -207,22 +201,23 @@ def test_the_sum_is_of_standardised_scores():
     parts = toy_parts()
     found = measures.summed(parts, ["good", "bad"])
     standard = [
-        (parts.inside[n] - parts.held[n].mean()) / parts.held[n].std() for n in ("good", "bad")
+        (parts["test"][n] - parts["held"][n].mean()) / parts["held"][n].std()
+        for n in ("good", "bad")
     ]
-    np.testing.assert_allclose(found.inside, standard[0] + standard[1])
+    np.testing.assert_allclose(found.values["test"], standard[0] + standard[1])
 
 
 @pytest.mark.parametrize("way", measures.WAYS)
 def test_what_is_tested_changes_no_combination(way):
     """Neither test images nor outliers are seen by what is fitted or chosen."""
     parts, other = toy_parts(), toy_parts(seed=1)
-    changed = parts._replace(inside=other.inside, outside=other.outside)
+    changed = parts | {kind: other[kind] for kind in ("test", "a", "b")}
     one, two = (measures.WAYS[way](p, ["good", "bad"]) for p in (parts, changed))
     assert one.weights == two.weights
-    assert one.synthetic == two.synthetic
-    mixed = parts._replace(outside={"a": parts.outside["a"], "b": other.outside["a"]})
+    assert one.synthetic() == two.synthetic()
+    mixed = parts | {"b": other["a"]}
     np.testing.assert_array_equal(
-        measures.WAYS[way](mixed, ["good", "bad"]).outside["a"], one.outside["a"]
+        measures.WAYS[way](mixed, ["good", "bad"]).values["a"], one.values["a"]
     )
     options = {"resamples": 20, "seed": 0}
     chosen = [
@@ -249,11 +244,10 @@ def test_a_score_that_is_turned_round_is_not_chosen():
     assert measures.choose(found, ["good", "far"])[0] == "good"
 
 
-def test_scores_that_are_no_numbers_are_counted_and_left_out():
+def test_scores_that_are_no_numbers_are_counted():
     parts = toy_parts()
-    parts.outside["a"]["bad"][3] = np.nan
-    assert measures.finite(parts) == {"bad": 1}
-    assert set(measures.only(parts, ["good"]).outside["a"]) == {"good"}
+    parts["a"]["bad"][3] = np.nan
+    assert measures.not_finite(parts) == {"bad": 1}
 
 
 def test_only_scores_of_blind_references_are_the_leafs():
@@ -269,37 +263,32 @@ def test_only_scores_of_blind_references_are_the_leafs():
 
 # As many references in each family as there are classes, so that they share compiled programs.
 SMOKE = ood.Config(
-    count=12, calibration=30, bank=100, fixed=10, many=10, resamples=10, max_steps=20, step=1.0
+    count=12, calibration=30, bank=100, fixed=10, many=10, resamples=10, max_steps=20
 )
 
 
 def test_the_script_writes_tables_numbers_and_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(ood, "_HELD_OUT", {})
-    monkeypatch.setattr(ood, "_SMALL", 0)  # as for large images: fewer programs with feet
-    found = []
+    monkeypatch.setattr(ood, "_SMALL", 0)  # as for large images: fewer closest points
     with jax.enable_x64(False):
-        for name in ("one", "two"):
-            found.append(ood.run(replace(SMOKE, out=tmp_path / name)))
-            monkeypatch.setattr(ood, "_costs", lambda *_: {})
-    texts = [(tmp_path / name / "results.json").read_text() for name in ("one", "two")]
-    assert texts[0] == texts[1]
-    written = json.loads(texts[0])
+        result = ood.run(replace(SMOKE, out=tmp_path))["epochs"]["given"]
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["epochs"]["given"] == result
     assert written["setting"]["outliers"]["faces"] == 12
-    result = written["epochs"]["given"]
     assert result["accuracy"] == pytest.approx(0.944, abs=0.01)
     assert result["not_finite"] == {}
-    outs = set(data.out_names(DIGITS))
+    outs = set(written["setting"]["outliers"])
     for rows in result["scores"].values():
         assert set(rows) == outs | {"test"}
         assert all(0 <= rows[out]["auroc"] <= 1 for out in outs)
     some = {"residual[predicted]", "kernel_fraction[fixed, mean]", "kernel_at_x[many, min]"}
     assert {*some, "trace", "residual_ratio[nearest]", *baselines.NAMES} <= set(result["scores"])
     assert result["scores"]["knn_pixels"]["inverted"]["auroc"] > 0.9
-    told = json.loads((tmp_path / "one" / "run.json").read_text())
+    told = json.loads((tmp_path / "run.json").read_text())
     assert told["milliseconds_an_image"]["leaf, predicted"] > 0
-    assert "ms an image" in (tmp_path / "one" / "table.md").read_text()
+    assert "ms an image" in (tmp_path / "table.md").read_text()
     for picture in ("auroc.png", "examples.png"):
-        with Image.open(tmp_path / "one" / picture) as image:
+        with Image.open(tmp_path / picture) as image:
             assert min(image.size) > 100
     assert tables.verdict(result)[0] in ("holds", "holds in part", "does not hold")
 
