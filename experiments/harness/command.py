@@ -165,6 +165,15 @@ def main(
     print(f"report: {command.out / 'report.html'}")
 
 
+def script(
+    kind: type[Any], run: Callable[[Any], Any], *, name: str, description: str | None
+) -> None:
+    """Run from the command line an experiment that writes its own results."""
+    config = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
+    with running(name, config.out):
+        run(config)
+
+
 def perform(
     command: Any_Command, measure: Callable[[Any_Command], Found], *, title: str
 ) -> dict[str, Any]:

@@ -259,10 +259,15 @@ def predict(model: Any, xs: Any) -> tuple[jax.Array, jax.Array]:
     return jnp.argmax(p, axis=-1), jnp.max(p, axis=-1)
 
 
+def flat(images: Any) -> np.ndarray:
+    """Return each image of a batch as a row, in float64."""
+    images = np.asarray(images, dtype=np.float64)
+    return images.reshape(len(images), -1)
+
+
 def norms(vectors: Any) -> np.ndarray:
     """Return the Euclidean length of each image of a batch."""
-    vectors = np.asarray(vectors, dtype=np.float64)
-    return np.linalg.norm(vectors.reshape(len(vectors), -1), axis=1)
+    return np.linalg.norm(flat(vectors), axis=1)
 
 
 # --- summaries ---------------------------------------------------------------------------------
