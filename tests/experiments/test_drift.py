@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.drift import __main__ as drift
+from experiments.drift.integrators import TSIT5
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -38,9 +39,9 @@ def test_jacobians_are_counted_with_rejected_steps(smoke):
     assert rows["published"]["jacobians"] == 61
     assert rows["euler"]["jacobians"] <= 61
     adaptive = rows["adaptive_0.001"]
-    assert adaptive["jacobians"] >= 1 + drift.TSIT5
-    assert adaptive["jacobians"] <= 1 + drift.TSIT5 * 60
-    assert (adaptive["jacobians"] - 1) * 2 % drift.TSIT5 == 0  # whole steps, of two images
+    assert adaptive["jacobians"] >= 1 + TSIT5
+    assert adaptive["jacobians"] <= 1 + TSIT5 * 60
+    assert (adaptive["jacobians"] - 1) * 2 % TSIT5 == 0  # whole steps, of two images
 
 
 @pytest.mark.slow
@@ -73,9 +74,9 @@ def test_fashion_mnist_needs_a_network():
 
 
 def test_times_are_compared_step_by_step():
-    ways = {"published": drift.Method("", {}, 1), "other": drift.Method("", {}, 2)}
-    path = type("Ran", (), {"num_steps": np.array([10, 10])})()
-    found = {"published": [(path, 2.0, 11.0)], "other": [(path, 6.0, 21.0)]}
-    table = drift.times(found, ways)
+    def ran(steps):
+        return type("Path", (), {"num_steps": np.full(2, 10), "num_attempts": np.full(2, steps)})()
+
+    table = drift.times({"published": [(ran(10), 2.0)], "other": [(ran(10), 6.0)]})
     assert table["other"]["per_step_to_published"] == pytest.approx(3)
     assert table["published"]["ms_per_step"] == pytest.approx(100)

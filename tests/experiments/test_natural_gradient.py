@@ -1,4 +1,4 @@
-"""The comparison of optimisers at smoke size, and how it counts and judges."""
+"""The comparison of optimisers at smoke size, and how it counts."""
 
 import json
 
@@ -63,8 +63,8 @@ def test_verdict(natural, sgd, outcome):
         for rate, steps in (("0.3", sgd), ("1", sgd and 2 * sgd))
         for more in ("", ", momentum 0.9")
     } | {ng.NATURAL: {"median_steps": natural}}
-    got, told = ng._judge(found, config)
+    got, text = ng._verdict(found, config)
     assert got == outcome
     if outcome == "holds":
-        assert "the best plain SGD 30 (rate 0.3)" in told
-        assert "With momentum 0.9 the best SGD needs 30 (rate 0.3)" in told
+        assert "the best plain SGD 30 (rate 0.3)" in text
+        assert "With momentum 0.9 the best SGD needs 30 (rate 0.3)" in text
