@@ -23,7 +23,7 @@ import numpy as np
 import foliax
 from experiments.curvature import measures
 from experiments.harness import command as commands
-from experiments.harness.common import FAILS, HOLDS, IN_PART, percent, quartiles, walks
+from experiments.harness.common import FAILS, HOLDS, IN_PART, quartiles, walks
 from experiments.harness.report import section
 from foliax import viz
 
@@ -159,13 +159,9 @@ def _say_intrinsic(numbers: dict[str, Any], count: int) -> str:
         if name != "narrow"
     )
     return (
-        f"At {given['full_rank']['count']} of {count} images G of the network given has full rank, "
-        f"and Gauss' equation leaves nothing but 1/4; at {given['not_defined']} G no longer sees "
-        "all of D in this precision. The Christoffel symbols, in float64 and one plane an image, "
-        f"give 1/4 to within {off}. On the network with a layer of {_NARROW} units the curvature "
-        f"is {_range(low['curvature'])} at {low['count']} images, and the two routes differ by at "
-        f"most {numbers['routes']['narrow']['apart']['largest']:.2g} of it. Its rank correlation "
-        f"with the doubt 1 - max p is {low.get('rank_correlation_with_doubt', math.nan):.2f}. "
+        f"At {given['full_rank']['count']} of {count} images G of the network given has full rank. "
+        f"The Christoffel symbols, in float64 and one plane an image, give 1/4 to within {off}. "
+        f"With a layer of {_NARROW} units the curvature is {_range(low['curvature'])}. "
         f"{_say_errors(low)}"
     )
 
@@ -176,10 +172,8 @@ def _range(found: dict[str, float]) -> str:
 
 def _say_errors(found: dict[str, Any]) -> str:
     """Say how well a curvature tells errors; an AUROC below 0.5 has the smaller as the sign."""
-    if "auroc_of_errors" not in found:
-        return "There are no errors, or only errors, to tell."
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in found["auroc_of_errors"].items())
-    return f"AUROC of errors: {scores}."
+    scores = ", ".join(f"{k} {v:.3f}" for k, v in found.get("auroc_of_errors", {}).items())
+    return f"AUROC of errors: {scores or 'there are none, or only errors'}."
 
 
 def _extrinsic(bent: Any, flat: Any, along: Any, labels: np.ndarray) -> dict[str, Any]:
@@ -232,16 +226,9 @@ def _say_extrinsic(numbers: dict[str, Any]) -> str:
     return (
         f"Over {smooth['num_images']} images the length of the second fundamental form of the "
         f"smooth network is {_range(smooth['norm'])} per unit of input, with class medians from "
-        f"{min(medians):.3g} to {max(medians):.3g}; of the network given its median is "
-        f"{numbers['given']['norm']['median']:.2g}. The part that keeps D from being integrable "
-        f"has a median of {smooth['twist']['median']:.3g}. Rank correlation with the doubt "
-        f"{smooth['rank_correlation_with_doubt']:.2f}, with the trace of G "
-        f"{smooth['rank_correlation_with_trace']:.2f}. At the {smooth['wrong']} misclassified "
-        f"images the median is {smooth['of_wrong']['median']:.3g}, at the others "
-        f"{smooth['of_right']['median']:.3g}. {_say_errors(smooth)} Along {along['num_paths']} "
-        f"walks, of which {along['stalled']} stalled, it ends at "
-        f"{along['end_over_start']['median']:.2f} of that at the start (median); "
-        f"{percent(along['grew'])} end where it is larger."
+        f"{min(medians):.3g} to {max(medians):.3g}. {_say_errors(smooth)} Along "
+        f"{along['num_paths']} walks it ends at {along['end_over_start']['median']:.2f} of that at "
+        f"the start (median)."
     )
 
 

@@ -3,28 +3,10 @@
     python -m experiments.drift --out out/drift
     python -m experiments.drift --dataset fashion_mnist --weights cnn.npz --images 12
 
-What pays. Along the kernel, Euler with the exact scheme: on 32 digits, 1000 steps of 0.1, it moves
-p by 7e-6 (median) and 3e-5 at worst, where the published step moves it by 0.66 and 0.92. On 100
-Fashion-MNIST images and a convolutional network it moves p by 8e-7 and 1.9e-6 at worst, where the
-published step moves it by 0.56 and 0.97, and ends farther away (41.9 for 41.3, medians); the box
-ends 11 of the 100 before the last step, none before the 725th. A better
-solver adds nothing, because each step ends with a correction back onto the level set, which sets
-the drift of p whatever the solver: Heun and Tsit5 spend three and seven times the Jacobians for the
-same drift and the same distance. Adaptive Tsit5 does not pay there either: the direction jumps
-where a pixel meets its bound, and 8×8 digits are soon held by their box. At a tolerance of 1e-2 it
-spends 1.4 times Euler's Jacobians and ends at the same place, at 1e-3 as many as with constant
-steps. It pays while the way is free: over the first 150 steps of two Fashion-MNIST images (a
-convolutional network), 1e-3 takes 97 Jacobians for Euler's 151, as far and as exactly, in half the
-time.
+drifts test images along the kernel and walks them toward others along the leaf, and counts what
+each integrator keeps of p, how far it comes and how many Jacobians it spends. Writes `drift.png`,
+`results.json` and `run.json`, with the times. What was found is in the README of the experiments.
 
-Toward a target the walk ends at the foot of the perpendicular, after some fifty Jacobians. Euler is
-there first; speed="gradient" needs somewhat fewer Jacobians than "unit" (50 for 56 on digits, 34
-for 60 on Fashion-MNIST). Adaptive Tsit5 needs more than twice as many on digits, and the distance
-left differs by about 0.02 of that at the start.
-
-The exact step costs more than the published one by what holding and correcting needs: little
-beside the Jacobian of a convolutional network; on a small dense one 1.2 times the whole over the
-first 200 steps, 3.4 times over 1000, most of them spent against the box (on a busy machine).
 Jacobians are counted: one at the start and one a step with Euler, s + 1 a step with s stages, and
 those of rejected steps.
 """
@@ -42,7 +24,7 @@ import foliax
 from experiments.drift.integrators import Method, compiled, kernel_methods, target_methods, timed
 from experiments.harness.command import script
 from experiments.harness.common import endings, load, norms, provenance, write_json
-from foliax import viz, zoo
+from foliax import viz
 
 KEPT = (1e-4, 1e-3)  # changes of p that are counted as none
 _ROWS = 50  # points kept of a path
@@ -62,8 +44,6 @@ class Config:
         images: Test images, from the first; rounded down to a multiple of `rounds`.
         steps: Steps along the kernel; the slides take 1000.
         step: Length of a step, normalised units.
-        walks: Walks on digits, in the comparison of block sizes; 0 leaves it out.
-        blocks: The block sizes.
         rounds: The images are cut into so many parts; schemes take turns on each, and the median
             of the ratios of times is reported, as other work on the machine comes and goes.
         seed: Draws the directions.
@@ -77,8 +57,6 @@ class Config:
     images: int = 32
     steps: int = 1000
     step: float = 0.1
-    walks: int = 256
-    blocks: tuple[int, ...] = (1, 4, 16, 256)
     rounds: int = 4
     seed: int = 0
     quick: bool = False
@@ -87,10 +65,7 @@ class Config:
         """Return what is run: itself, or a smaller one."""
         if not self.quick:
             return self
-        return replace(
-            self, images=min(self.images, 4), steps=min(self.steps, 200),
-            walks=min(self.walks, 32), blocks=(1, 16), rounds=2,
-        )  # fmt: skip
+        return replace(self, images=min(self.images, 4), steps=min(self.steps, 200), rounds=2)
 
 
 # --- along the kernel --------------------------------------------------------------------------
@@ -198,37 +173,6 @@ def toward(model: Any, xs: np.ndarray, config: Config, bar: Any) -> dict[str, An
     return found
 
 
-# --- blocks ------------------------------------------------------------------------------------
-
-
-def by_block(config: Config, bar: Any) -> tuple[dict[str, Any], dict[str, float]]:
-    """Walk many pairs of digits at several block sizes: steps needed, steps run, and seconds."""
-    if not config.walks:
-        return {}, {}
-    model, dataset = zoo.load("digits_mlp"), zoo.load_dataset("digits")
-    xs = dataset.test_x[: config.walks]
-    arguments = (model, xs, np.roll(xs, 1, axis=0), None)
-    numbers: dict[str, Any] = {"walks": len(xs), "max_steps": config.steps}
-    seconds = {}
-    for block in config.blocks:
-        bar.set_description(f"{len(xs)} walks in blocks of {block}")
-        options = {"block": block, "max_steps": config.steps, "save_every": config.steps}
-        program = compiled(foliax.walks, *arguments, **options)
-        runs = [timed(program, *arguments) for _ in range(3)]
-        steps = runs[0][0].num_steps
-        numbers |= {"steps_needed": steps.sum(), "longest": steps.max()}
-        numbers[f"steps_run_{block}"] = steps_run(steps, block)
-        seconds[str(block)] = min(second for _, second in runs)
-        bar.update()
-    return numbers, seconds
-
-
-def steps_run(steps: np.ndarray, block: int) -> int:
-    """Return the steps of all walks when each block goes on until its slowest walk has ended."""
-    blocks = [steps[i : i + block] for i in range(0, len(steps), block)]
-    return sum(int(each.max()) * len(each) for each in blocks)
-
-
 # --- all ---------------------------------------------------------------------------------------
 
 
@@ -244,12 +188,10 @@ def run(config: Config) -> dict[str, Any]:
     )
     xs = dataset.test_x[: config.images // config.rounds * config.rounds]
     methods = (kernel_methods(quick=config.quick), target_methods(quick=config.quick))
-    total = (1 + config.rounds) * len(methods[0]) + len(methods[1])
     start = time.perf_counter()
-    with tqdm(total=total + (len(config.blocks) if config.walks else 0)) as bar:
+    with tqdm(total=(1 + config.rounds) * len(methods[0]) + len(methods[1])) as bar:
         numbers, seconds, paths = kernel(model, dataset.box, xs, config, bar)
         targets = toward(model, xs, config, bar)
-        blocks, block_seconds = by_block(config, bar)
     results = {
         "dataset": config.dataset,
         "network": origin,
@@ -258,15 +200,14 @@ def run(config: Config) -> dict[str, Any]:
         "step": config.step,
         "kernel": numbers,
         "toward_target": targets,
-        "blocks": blocks,
     }
     draw(paths, numbers, config.out / "drift.png")
     write_json(config.out / "results.json", results)
     spent = {"all": round(time.perf_counter() - start, 3)}
-    timing = {"kernel": seconds, "blocks": block_seconds}
-    write_json(config.out / "run.json", provenance(config.seed, spent) | {"timing": timing})
-    say(results, timing)
-    return results | {"timing": timing}
+    timing = {"timing": {"kernel": seconds}}
+    write_json(config.out / "run.json", provenance(config.seed, spent) | timing)
+    say(results, seconds)
+    return results
 
 
 def draw(paths: dict[str, Any], numbers: dict[str, Any], path: Path) -> None:
@@ -288,14 +229,13 @@ def draw(paths: dict[str, Any], numbers: dict[str, Any], path: Path) -> None:
     viz.curves(panels, path)
 
 
-def say(results: dict[str, Any], timing: dict[str, Any]) -> None:
+def say(results: dict[str, Any], times: dict[str, Any]) -> None:
     """Print the tables."""
     print(f"\nAlong the kernel: {results['images']} images, {results['max_steps']} steps")
     columns = ("median", "90 %", "largest", "distance", "steps", "Jacobians", "t/step", "t/image")
     _print_row("", *columns)
     for name, row in results["kernel"].items():
-        seconds = timing["kernel"][name]
-        ratios = (seconds[f"per_{each}_to_published"] for each in ("step", "image"))
+        ratios = (times[name][f"per_{each}_to_published"] for each in ("step", "image"))
         rest = (row[key] for key in ("distance", "steps", "jacobians"))
         _print_row(row["label"], *row["drift"].values(), *rest, *ratios)
     print("\nToward a target, along the leaf")
@@ -303,14 +243,6 @@ def say(results: dict[str, Any], timing: dict[str, Any]) -> None:
     keys = ("residual", "tangent_fraction", "jacobians", "approach_per_1000_jacobians")
     for row in results["toward_target"].values():
         _print_row(row["label"], *(row[key] for key in keys), row["ended"]["stalled"])
-    blocks = results["blocks"]
-    if blocks:
-        print(f"\n{blocks['walks']} walks on digits, {blocks['steps_needed']} steps needed")
-        _print_row("", "seconds", "steps run", "us needed", "us run")
-    for block, seconds in timing["blocks"].items():
-        ran, needed = int(blocks[f"steps_run_{block}"]), int(blocks["steps_needed"])
-        each = (1e6 * seconds / count for count in (needed, ran))
-        _print_row(f"blocks of {block}", seconds, ran, *each)
 
 
 def _print_row(label: str, *cells: str | float) -> None:

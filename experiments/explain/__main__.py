@@ -81,26 +81,17 @@ def measure_command(command: Command) -> commands.Found:
 def _verdict(numbers: dict[str, Any]) -> tuple[str, str]:
     def listed(shares: dict[str, float | None]) -> str:
         return ", ".join(
-            f"{name}: {'none' if share is None else percent(share)}"
+            f"{name.replace('_', ' ')} {'none' if share is None else percent(share)}"
             for name, share in shares.items()
+            if name not in ("count", "accuracy")
         )
 
-    missed = {name.replace("_", " "): s for name, s in numbers["misclassified"].items()}
-    count = missed.pop("count")
-    said = {
-        "the class reached": numbers["judge"]["sees_the_class"],
-        "still the label": numbers["judge"]["sees_the_label"],
-    }
     text = (
-        f"Of {numbers['num_images']} images, {percent(numbers['reached']['input'])} of the other "
-        f"classes are reached, the nearest one at "
-        f"{numbers['nearest_distance']['input']['median']:.3g} (median, normalised units). It is "
-        f"the {listed(numbers['nearest_in_input_is'])}. The second most probable class is the "
-        f"{listed(numbers['second_probable_is'])}; in G's metric its bound says that it must be "
-        f"the nearest. The two orders have a rank correlation of "
-        f"{numbers['rank_correlation']['median']:.3g} (median). Of {count} misclassified images: "
-        f"{listed(missed)}. At the "
-        f"boundaries an independent classifier says: {listed(said)}."
+        f"Of {numbers['num_images']} images, the nearest class in input distance is the "
+        f"{listed(numbers['nearest_in_input_is'])}; the second most probable class is the "
+        f"{listed(numbers['second_probable_is'])}. Of {numbers['misclassified']['count']} "
+        f"misclassified images: {listed(numbers['misclassified'])}. At the boundaries an "
+        f"independent classifier {listed(numbers['judge'])}."
     )
     return outcome(numbers["nearest_in_input_is"]["second most probable"]), text
 

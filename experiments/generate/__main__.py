@@ -108,23 +108,14 @@ def _best(networks: Mapping[str, Any]) -> str:
 
 def _verdict(numbers: Mapping[str, Any]) -> tuple[str, str]:
     accuracy, found = numbers["judge"]["accuracy"], numbers["networks"][numbers["best"]]
-    methods = found["methods"]
-    leaf, white = methods["leaf"], methods["noise"]
-
-    def said(name: str) -> str:
-        one = methods[name]
-        return (
-            f"{LABELS[name]} {percent(one['agreement'])} ({one['moved']['median']:.2g}, "
-            f"{one['noise']:.2g})"
-        )
-
+    leaf, white = found["methods"]["leaf"], found["methods"]["noise"]
+    kept = ", ".join(
+        f"{LABELS[name]} {percent(one['agreement'])}" for name, one in found["methods"].items()
+    )
     text = (
-        f"{numbers['num_starts']} test images, {numbers['samples']} samples of each, with "
-        f"{numbers['best']}. An independent classifier, right for {percent(accuracy)} of test "
-        f"images, finds the label (in brackets: distance moved, added noise): "
-        f"{', '.join(said(name) for name in LABELS if name != 'real')}. Samples of a start on the "
-        f"leaf are {leaf['diversity_of_start']:.2g} as far apart as real images of a class. "
-        f"{_of_epochs(numbers)}"
+        f"Labels kept with {numbers['best']}, of {numbers['num_starts']} test images and "
+        f"{numbers['samples']} samples of each, by a classifier right for {percent(accuracy)} of "
+        f"test images: {kept}. {_of_epochs(numbers)}"
     )
     parts = {
         "keep the label less": leaf["agreement"] >= accuracy - _LESS,
@@ -149,15 +140,9 @@ def _of_epochs(numbers: Mapping[str, Any]) -> str:
         f"{100 * gain['mean']:+.1f} ± {100 * gain['error']:.1f} at {name}"
         for name, gain in gains.items()
     )
-    text = f"The gain over white noise, in points of label agreement, is {listed}. "
-    if numbers["peak"] is None:
-        return text
-    best, peak = gains[numbers["best"]], gains[numbers["peak"]]
-    near = best["mean"] - peak["mean"] <= max(best["error"], peak["error"])
-    words = "is the best here" if best is peak else "is not the best here"
-    if near and best is not peak:
-        words += ", but within one standard error of it"
-    return f"{text}The peak of the trace is nearest to {numbers['peak']}, which {words}. "
+    peak = numbers["peak"]
+    nearest = "" if peak is None else f"; the peak of the trace is nearest to {peak}"
+    return f"The gain over white noise, in points of label agreement, is {listed}{nearest}. "
 
 
 # --- pictures ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def smoke(tmp_path_factory, quick_compilation):
     """Return the output folder of a small run, in float32 as users run it, and its results."""
     out = tmp_path_factory.mktemp("drift")
-    config = drift.Config(out=out, images=2, steps=60, walks=0, quick=True)
+    config = drift.Config(out=out, images=2, steps=60, quick=True)
     with jax.enable_x64(False):
         return out, drift.run(config)
 
@@ -50,11 +50,6 @@ def test_walks_come_nearer(smoke):
     for row in results["toward_target"].values():
         assert 0 < row["residual"] < 1
         assert row["jacobians"] <= 61
-
-
-def test_a_block_runs_until_its_slowest_walk_has_ended():
-    steps = np.array([1, 5, 2, 2, 3])
-    assert [drift.steps_run(steps, block) for block in (1, 2, 5)] == [13, 17, 25]
 
 
 @pytest.mark.slow
