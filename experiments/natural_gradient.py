@@ -23,7 +23,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
-from experiments.harness.command import script
+from experiments.harness.command import Run, script
 from experiments.harness.common import (
     FAILS,
     HOLDS,
@@ -45,11 +45,10 @@ _TIMED_STEPS, _REPEATS = 20, 3
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Run):
     """What is compared.
 
     Attributes:
-        out: Output folder.
         rates: The grid of learning rates of SGD.
         momentum: Of a second SGD, at the same rates, to compare with; not what the claim is about.
         damping: Added to the diagonal of F.
@@ -60,8 +59,7 @@ class Config:
         target: Loss over the whole training set to be reached.
         sgd_steps: Steps of SGD at most.
         natural_steps: Steps of the natural gradient at most.
-        seeds: How many; each draws its own weights and batches.
-        quick: Tiny sizes, to see that everything runs.
+        seeds: How many, from `seed` on; each draws its own weights and batches.
     """
 
     out: Path = Path("out/natural_gradient")
@@ -76,7 +74,6 @@ class Config:
     sgd_steps: int = 400
     natural_steps: int = 40
     seeds: int = 3
-    quick: bool = False
 
     def effective(self) -> "Config":
         """Return what is run: itself, or a smaller one."""
@@ -232,7 +229,7 @@ def audit(task: Task, config: Config, params: Any, steps: int) -> dict[str, Any]
         ).residual  # fmt: skip
 
     go = trainer(task, optimisers(task, config)["natural"], config.natural_steps, residual)
-    residuals = np.asarray(go(params, jax.random.key(0), config.natural_rate))[:steps]
+    residuals = np.asarray(go(params, jax.random.key(config.seed), config.natural_rate))[:steps]
     return {
         "products_per_step_at_most": config.solver_steps + _OTHER_PRODUCTS,
         "solves": steps,
@@ -256,21 +253,21 @@ def run(config: Config) -> dict[str, Any]:
     steps = found[NATURAL]["steps"][0] or config.natural_steps
     outcome, verdict = _verdict(found, config)
     results = plain({
-        "setting": {k: v for k, v in asdict(config).items() if k != "out"},
+        "setting": {k: v for k, v in asdict(config).items() if k not in ("out", "devices")},
         "methods": found,
         "best_sgd": best,
         "best_sgd_with_momentum": second,
-        "solver": audit(task, config, first_weights(0), steps),
+        "solver": audit(task, config, first_weights(config.seed), steps),
         "outcome": outcome,
         "verdict": verdict,
     })  # fmt: skip
-    seconds = costs(task, config, first_weights(0))
+    seconds = costs(task, config, first_weights(config.seed))
     draw({name: losses[name] for name in (NATURAL, best, second) if name}, config)
     text = f"{make_table(results, seconds)}\n\n{verdict}\n"
     write_text(config.out / "table.md", text)
     write_json(config.out / "results.json", results)
     stages |= {f"per_{name}": value for name, value in seconds.items()}
-    write_json(config.out / "run.json", provenance(0, plain(stages)))
+    write_json(config.out / "run.json", provenance(config.seed, plain(stages)))
     print(f"{text}\n{outcome}; curves: {config.out / 'steps.png'}")
     return results
 
@@ -292,7 +289,7 @@ def _train_all(task: Task, first_weights: Callable, config: Config) -> dict[str,
     runs[NATURAL] = (improve, config.natural_rate)
     losses: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     with tqdm(total=len(runs) * config.seeds, unit="run", dynamic_ncols=True) as bar:
-        for seed in range(config.seeds):
+        for seed in range(config.seed, config.seed + config.seeds):
             params, key = first_weights(seed), jax.random.key(seed)
             for name, (go, *settings) in runs.items():
                 bar.set_description(f"{name}, seed {seed}")

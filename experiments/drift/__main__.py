@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import foliax
 from experiments.drift.integrators import Method, compiled, kernel_methods, target_methods, timed
-from experiments.harness.command import script
+from experiments.harness.command import Run, script
 from experiments.harness.common import endings, load, norms, provenance, write_json
 from foliax import viz
 
@@ -32,7 +32,7 @@ _JACOBIANS = 1000  # what every walk toward a target may spend
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Run):
     """What to measure, and where to write.
 
     Attributes:
@@ -40,14 +40,11 @@ class Config:
         checkpoint: Folder of a training to take the network from.
         weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
             With neither, digits take the network that comes with foliax.
-        out: Output folder.
         images: Test images, from the first; rounded down to a multiple of `rounds`.
         steps: Steps along the kernel; the slides take 1000.
         step: Length of a step, normalised units.
         rounds: The images are cut into so many parts; schemes take turns on each, and the median
             of the ratios of times is reported, as other work on the machine comes and goes.
-        seed: Draws the directions.
-        quick: A few images, few steps, and the solvers that differ most.
     """
 
     dataset: Literal["digits", "fashion_mnist"] = "digits"
@@ -58,8 +55,6 @@ class Config:
     steps: int = 1000
     step: float = 0.1
     rounds: int = 4
-    seed: int = 0
-    quick: bool = False
 
     def effective(self) -> "Config":
         """Return what is run: itself, or a smaller one."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -14,6 +13,7 @@ from flax import nnx
 from jax import lax
 from tqdm import tqdm
 
+from experiments.harness.command import Run
 from experiments.harness.common import percent, provenance, write_json
 from foliax import zoo
 
@@ -21,20 +21,14 @@ NAMES = {"relu": "ReLU", "gelu": "GELU", "sigmoid": "sigmoid"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Run):
     """Which networks, and where to write.
 
     Attributes:
-        out: Output folder.
-        activations: Of the networks, one column of the pictures each.
-        seed: Of data, weights and samples.
-        quick: Few and coarse curves, for one activation.
+        activations: Of the networks, one column of the pictures each; the first alone if quick.
     """
 
-    out: Path = Path("out/foliation")
     activations: tuple[Literal["relu", "gelu", "sigmoid"], ...] = ("relu", "gelu", "sigmoid")
-    seed: int = 0
-    quick: bool = False
 
 
 def train(model: Any, xs: Any, ys: Any, epochs: int) -> tuple[Any, float]:

@@ -25,7 +25,24 @@ Count = Annotated[int, tyro.conf.arg(aliases=("--images",))]
 
 
 @dataclass(frozen=True)
-class Command:
+class Run:
+    """One run of a script.
+
+    Attributes:
+        seed: Of all that is drawn at random: images, directions, noise, trainings made here.
+        out: Output folder.
+        devices: How many devices share the work; None for all that JAX finds.
+        quick: Few steps, to see that everything runs.
+    """
+
+    seed: int = 0
+    out: Path = Path("out")
+    devices: int | None = None
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Command(Run):
     """Which network, which images, and where to write.
 
     Attributes:
@@ -39,10 +56,6 @@ class Command:
         pairs: How many pairs of test images, or images where there are no targets; 1 for one
             picture.
         start: Place of one start in the test set; None to draw starts by the seed.
-        seed: Draws images, directions and noise.
-        out: Output folder.
-        devices: How many devices share the walks; None for all that JAX sees.
-        quick: Few steps, to see that everything runs.
     """
 
     dataset: (
@@ -56,10 +69,6 @@ class Command:
     weights: Path | None = None
     pairs: Count = 1
     start: int | None = None
-    seed: int = 0
-    out: Path = Path("out")
-    devices: int | None = None
-    quick: bool = False
 
     def load(self) -> Loaded:
         """Return the network and its data."""
@@ -91,6 +100,7 @@ class PairCommand(Command):
     end: int | None = None
 
 
+Any_Run = TypeVar("Any_Run", bound=Run)
 Any_Command = TypeVar("Any_Command", bound=Command)
 
 
@@ -166,12 +176,16 @@ def main(
 
 
 def script(
-    kind: type[Any], run: Callable[[Any], Any], *, name: str, description: str | None
+    kind: type[Any_Run],
+    run: Callable[[Any_Run], dict[str, Any]],
+    *,
+    name: str,
+    description: str | None,
 ) -> None:
     """Run from the command line an experiment that writes its own results."""
-    config = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
-    with running(name, config.out):
-        run(config)
+    options = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
+    with running(name, options.out, devices=options.devices) as out:
+        run(replace(options, out=out))
 
 
 def perform(

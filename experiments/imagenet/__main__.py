@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 import foliax
-from experiments.harness.command import script
+from experiments.harness.command import Run, script
 from experiments.harness.common import provenance, write_json
 from experiments.harness.report import write_report
 from experiments.imagenet import network, report
@@ -35,11 +35,10 @@ EXPONENTS = (2, 4, 6, 8, 10, 12, 14)  # of the relative tolerances 10^-k on eige
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Run):
     """What to measure, and where to write.
 
     Attributes:
-        out: Output folder.
         photographs: Names in `skimage.data`, of files inside the package.
         exact: On how many of them the exact factor is made, for G and for D; then all that is
             said of them comes from it, and elsewhere `foliax.trace` gives the trace.
@@ -48,8 +47,6 @@ class Config:
         num_vectors: How many of the eigenvectors are drawn.
         num_samples: Random signs of the trace estimate.
         chunk: Reverse passes at once; a divisor of 999 spares a second program.
-        seed: Draws the random signs.
-        quick: Leave the exact factors and traces out.
     """
 
     out: Path = Path("out/imagenet")
@@ -60,8 +57,6 @@ class Config:
     num_vectors: int = 8
     num_samples: int = 64
     chunk: int = 27
-    seed: int = 0
-    quick: bool = False
 
     @property
     def num_exact(self) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import foliax
-from experiments.harness.command import script
+from experiments.harness.command import Run, script
 from experiments.harness.common import (
     FAILS,
     HOLDS,
@@ -171,18 +171,16 @@ def _verdict(numbers: dict[str, Any], name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Run):
     """What is at hand for the table.
 
     Attributes:
-        out: Output folder.
         num_images: Test images measured of each data set, at most.
         mnist: Folder of a training of `experiments.train` on MNIST, and so on.
         fashion_mnist: The same.
         cifar10: The same.
         cifar100: The same.
         imagenet: The results.json of a run of `experiments.imagenet`.
-        quick: Few images.
     """
 
     out: Path = Path("out/rank_table")
@@ -192,7 +190,6 @@ class Command:
     cifar10: Path | None = None
     cifar100: Path | None = None
     imagenet: Path | None = None
-    quick: bool = False
 
 
 def make_table(command: Command) -> dict[str, Any]:
@@ -225,7 +222,7 @@ def make_table(command: Command) -> dict[str, Any]:
     text = f"{markdown(results['rows'], seconds)}\n\n{verdict}\n"
     write_text(command.out / "table.md", text)
     write_json(command.out / "results.json", results)
-    write_json(command.out / "run.json", provenance(0, plain(seconds)))
+    write_json(command.out / "run.json", provenance(command.seed, plain(seconds)))
     print(text)
     return results
 
