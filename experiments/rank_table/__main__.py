@@ -236,7 +236,7 @@ def _row(name: str, command: Command) -> tuple[dict[str, Any], float | None]:
     if given is None:
         return {"missing": sources.missing(name)}, None
     if name == "imagenet":
-        return sources.imagenet_row(given)
+        return sources.imagenet_row(given), None
     return measure(sources.from_training(name, given, limit))
 
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments.harness.common import quartiles
 from foliax import zoo
 from foliax.zoo import checkpoints
@@ -81,8 +79,8 @@ def missing(name: str) -> str:
     )
 
 
-def imagenet_row(file: Path) -> tuple[dict[str, Any], float | None]:
-    """Return the line of ImageNet from a results.json, and the seconds a photograph took.
+def imagenet_row(file: Path) -> dict[str, Any]:
+    """Return the line of ImageNet from a results.json.
 
     Raises:
         ValueError: If the file is another one.
@@ -103,16 +101,5 @@ def imagenet_row(file: Path) -> tuple[dict[str, Any], float | None]:
             f"imagenet must be a results.json of experiments.imagenet, got {file}: {error}"
         ) from error
     if not exact:
-        return {"missing": f"{file} was made without exact factors (--quick)"}, None
-    return row, _imagenet_seconds(file.with_name("run.json"), list(exact))
-
-
-def _imagenet_seconds(run: Path, photographs: list[str]) -> float | None:
-    """Return the mean time of what the line needs, where it was kept beside the results."""
-    if not run.exists():
-        return None
-    spent = json.loads(run.read_text(encoding="utf-8"))["seconds"]
-    stages = ("factor", "contrasts")
-    stages += tuple(f"singular values of the {name}" for name in stages)
-    each = [sum(spent.get(f"{stage} {who}", 0.0) for stage in stages) for who in photographs]
-    return float(np.mean(each))
+        return {"missing": f"{file} was made without exact factors (--quick)"}
+    return row
