@@ -81,11 +81,12 @@ def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def leaves(model: Any, sizes: Sizes) -> dict[str, tuple[Family, np.ndarray]]:
     """Follow both leaves through each seed of a grid; return curves and logits."""
     seeds, found = lattice(sizes.seeds, 0.93 * _EDGE), {}
-    for key, label, project, along, style in (
+    kinds: Any = (
         ("data_leaf_change_of_p", "data leaves", foliax.project_leaf, "leaf", ()),
         ("kernel_leaf_drift_of_p", "kernel leaves: level sets of p", foliax.project_kernel,
          "kernel", _WHITE),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for key, label, project, along, style in kinds:
         tangents = jax.vmap(partial(project, model))(seeds, np.ones_like(seeds) * [0.6, 0.8])
         curves, logits = follow(
             model, seeds, np.asarray(tangents), along=along, pieces=sizes.pieces,

@@ -299,7 +299,7 @@ def _train_all(task: Task, first_weights: Callable, config: Config) -> dict[str,
 
 
 def _summary(curves: np.ndarray, target: float) -> dict[str, Any]:
-    steps = [first_below(curve, target) for curve in curves]
+    steps: list[Any] = [first_below(curve, target) for curve in curves]
     return {
         "steps": steps,
         "median_steps": None if None in steps else float(np.median(steps)),

@@ -72,7 +72,8 @@ def kernel(
     """Drift every image by every method; return numbers, times and paths, each by method."""
     methods = kernel_methods(quick=config.quick)
     directions = np.asarray(jax.random.normal(jax.random.key(config.seed), xs.shape, xs.dtype))
-    parts = list(zip(*(np.split(each, config.rounds) for each in (xs, directions)), strict=True))
+    cut = (np.split(each, config.rounds) for each in (xs, directions))
+    parts: list[tuple[Any, Any]] = list(zip(*cut, strict=True))
     shared: dict[str, Any] = {
         "along": "kernel", "step": config.step, "max_steps": config.steps,
         "save_every": max(1, config.steps // _ROWS), "block": 1,

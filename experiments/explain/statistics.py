@@ -55,8 +55,8 @@ def rivals(model: Any, dataset: Any, xs: Any, labels: np.ndarray) -> dict[str, n
         mine, others = labels == label, dataset.train_y != label
         search = NearestNeighbors(n_neighbors=1, algorithm="brute")
         search.fit(flat(dataset.train_x[others]))
-        places = search.kneighbors(flat(xs[mine]), return_distance=False)[:, 0]
-        nearest[mine] = dataset.train_y[others][places]
+        places = np.asarray(search.kneighbors(flat(xs[mine]), return_distance=False))
+        nearest[mine] = dataset.train_y[others][places[:, 0]]
     return {"confusion": confused[labels], "pixels": nearest}
 
 

@@ -90,10 +90,11 @@ def measure_command(command: Command) -> commands.Found:
     wanted = Wanted(command.train, most, command.budget, command.seed)
     sets, left_out = labelled_sets(loaded.model, loaded.dataset, wanted, command.others)
     found = measure(loaded.model, loaded.dataset, sets, images=command.pairs, seed=command.seed)
-    numbers = compare(found) | {
+    numbers: dict[str, Any] = compare(found) | {
         "means": {name: labelled.says for name, labelled in sets.items()},
         "left_out": left_out,
     }
+    rows: dict[str, Any] = numbers["sets"]
     draw_spectra(found, numbers, command.out / "transfer.png")
     draw_accuracies(numbers, command.out / "accuracy.png")
     report = section(
@@ -106,7 +107,7 @@ def measure_command(command: Command) -> commands.Found:
         columns=("", *_COLUMNS),
         rows=[
             (name, *(f"sets.{name}.{path}" for path in _COLUMNS.values()))
-            for name in sorted(found, key=lambda name: numbers["sets"][name]["away"]["spectral"])
+            for name in sorted(found, key=lambda name: rows[name]["away"]["spectral"])
         ],
     )
     least = float(np.finfo(np.float32).tiny)

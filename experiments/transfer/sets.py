@@ -59,7 +59,8 @@ def labelled_sets(
     """
     if dataset.name in others:
         raise ValueError(f"others must not name the network's own data, {dataset.name!r}")
-    own = Labelled(*_drawn(dataset, wanted), f"{dataset.name}, as it is")
+    train_x, train_y, test_x, test_y = _drawn(dataset, wanted)
+    own = Labelled(train_x, train_y, test_x, test_y, f"{dataset.name}, as it is")
     changed = versions(model, dataset, own, wanted, (own.train_y, own.test_y))
     others_found, left_out = foreign(dataset, wanted, others)
     if PADDED in others_found:
