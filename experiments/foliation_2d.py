@@ -14,76 +14,52 @@ the contrast Jacobian passes through zero, on whole curves. A ReLU network's Jac
 piece to piece: it passes through zero without being zero.
 """
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from flax import nnx
 from jax import lax
-from tqdm import tqdm
 
 import foliax
-from experiments.harness.common import provenance, quartiles, write_json
-from experiments.harness.curves import (
-    NAMES,
+from experiments.foliations import run as foliations
+from experiments.foliations.curves import (
     changes,
     contrasts,
     follow,
     lattice,
     singular_points,
     spaced,
-    train,
 )
-from experiments.harness.run import running
-from foliax import zoo
+from experiments.harness.command import script
+from experiments.harness.populations import quartiles
 from foliax.viz.plane import Family, Plane, plane, tinted
+from foliax.viz.style import INK
 
-SIZES = {"xor": (2, 8, 2), "circles": (2, 16, 3)}
+NETWORKS = {"xor": (2, 8, 2), "circles": (2, 16, 3)}
 _EDGE = 2.2  # the window is a square of twice that side
 _FLAT = 1e-6  # of the largest singular value: below, a direction is lost
+_WHITE = ("#ffffff", 1.1)  # colour and width of the second family
+_GAP = 0.17  # least distance of curves of one kind at their seeds; they end at half of it
+_STEP, _PIECE_STEPS = 0.04, 6  # a curve is drawn in pieces, each in the last one's direction
+
+
+class Sizes(NamedTuple):
+    """Seeds a side of their grid, pieces of a curve to each side, pixels a side of the fields."""
+
+    seeds: int = 14
+    pieces: int = 14
+    grid: int = 220
 
 
 @dataclass(frozen=True)
-class Config:
-    """What to draw, and where to write.
-
-    Attributes:
-        out: Output folder.
-        datasets: "xor", "circles".
-        activations: "relu", "gelu", "sigmoid".
-        seeds: Curves start on a grid of so many points a side, where no other curve is near.
-        gap: Least distance of curves of one kind at their seeds; they end at half of it.
-        pieces: A curve is drawn in so many pieces to each side, each in the direction in which
-            the last one ended.
-        piece_steps: Steps of a piece.
-        step: Length of a step.
-        grid: Pixels a side of the fields.
-        epochs: Full-batch steps of Adam.
-        seed: Of data and weights.
-        quick: Few curves, for one activation.
-    """
+class Config(foliations.Config):
+    """Which networks, and where to write."""
 
     out: Path = Path("out/foliation_2d")
-    datasets: tuple[str, ...] = ("xor", "circles")
-    activations: tuple[str, ...] = ("relu", "gelu", "sigmoid")
-    seeds: int = 14
-    gap: float = 0.17
-    pieces: int = 14
-    piece_steps: int = 6
-    step: float = 0.04
-    grid: int = 220
-    epochs: int = 600
-    seed: int = 0
-    quick: bool = False
-
-
-# --- data and network --------------------------------------------------------------------------
 
 
 def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,15 +78,22 @@ def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 # --- curves ------------------------------------------------------------------------------------
 
 
-def leaves(model: Any, along: str, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Follow the leaf through each seed of a grid, and return curves and logits of both sides."""
-    seeds = lattice(config.seeds, 0.93 * _EDGE)
-    project = foliax.project_kernel if along == "kernel" else foliax.project_leaf
-    tangents = jax.vmap(partial(project, model))(seeds, np.ones_like(seeds) * [0.6, 0.8])
-    return follow(
-        model, seeds, np.asarray(tangents), along=along, pieces=config.pieces,
-        piece_steps=config.piece_steps, step=config.step,
+def leaves(model: Any, sizes: Sizes) -> dict[str, tuple[Family, np.ndarray]]:
+    """Follow both leaves through each seed of a grid; return curves and logits."""
+    seeds, found = lattice(sizes.seeds, 0.93 * _EDGE), {}
+    kinds: Any = (
+        ("data_leaf_change_of_p", "data leaves", foliax.project_leaf, "leaf", ()),
+        ("kernel_leaf_drift_of_p", "kernel leaves: level sets of p", foliax.project_kernel,
+         "kernel", _WHITE),
     )  # fmt: skip
+    for key, label, project, along, style in kinds:
+        tangents = jax.vmap(partial(project, model))(seeds, np.ones_like(seeds) * [0.6, 0.8])
+        curves, logits = follow(
+            model, seeds, np.asarray(tangents), along=along, pieces=sizes.pieces,
+            piece_steps=_PIECE_STEPS, step=_STEP,
+        )  # fmt: skip
+        found[key] = Family(label, spaced(curves, _GAP, _EDGE), *style), logits
+    return found
 
 
 @partial(jax.jit, static_argnames=("which", "length"))
@@ -138,131 +121,76 @@ def eigencurves(model: Any, xs: Any, signs: Any, step: Any, *, which: int, lengt
     return jax.vmap(follow)(xs, signs)
 
 
+def eigenvectors(model: Any, sizes: Sizes) -> dict[str, tuple[Family, np.ndarray]]:
+    """Follow both eigenvectors of G from each seed of a grid, to both sides."""
+    seeds = lattice(sizes.seeds, 0.93 * _EDGE)
+    xs, signs = np.concatenate([seeds, seeds]), np.repeat([1, -1], len(seeds)).astype(np.float32)
+    found = {}
+    for which, (word, style) in enumerate({"first": (INK, 0.8), "second": _WHITE}.items()):
+        length = sizes.pieces * _PIECE_STEPS
+        curves, logits = map(
+            np.asarray, eigencurves(model, xs, signs, np.float32(_STEP), which=which, length=length)
+        )
+        label = f"along the {word} eigenvector of G"
+        family = Family(label, spaced(curves, _GAP, _EDGE), *style)
+        found[f"{word}_eigenvector_change_of_p"] = family, logits
+    return found
+
+
 # --- one network -------------------------------------------------------------------------------
 
 
-def study(name: str, activation: str, config: Config) -> tuple[list[Plane], dict[str, Any]]:
-    """Train a network, follow its curves, and return its two panels and its numbers."""
-    xs, ys = sample(name, config.seed)
-    blank = zoo.MLP(SIZES[name], activation=activation, rngs=nnx.Rngs(config.seed))
-    model, accuracy = train(blank, jnp.asarray(xs), jnp.asarray(ys), config.epochs)
-    logits, k = map(np.asarray, contrasts(model, lattice(config.grid, _EDGE)))
-    sizes = np.linalg.svd(k, compute_uv=False)
-    two = sizes.shape[1] == 1
-    curves = _leaf_families(model, config) if two else _eigen_families(model, config)
-    relative = sizes[:, -1] / (sizes.max() if two else np.maximum(sizes[:, 0], 1e-30))
+def study(
+    _: str, activation: str, model: Any, xs: Any, ys: Any, config: Config
+) -> tuple[tuple[Plane, Plane], dict[str, Any]]:
+    """Follow the curves of a network, and return its two panels and its numbers."""
+    sizes = Sizes(seeds=4, pieces=4, grid=60) if config.quick else Sizes()
+    logits, k = map(np.asarray, contrasts(model, lattice(sizes.grid, _EDGE)))
+    singular = np.linalg.svd(k, compute_uv=False)
+    two = singular.shape[1] == 1
+    curves = leaves(model, sizes) if two else eigenvectors(model, sizes)
+    scale = singular.max() if two else np.maximum(singular[:, 0], 1e-30)
+    relative = singular[:, -1] / scale
     numbers: dict[str, Any] = {
-        "accuracy": accuracy,
         "flat_share": np.mean(relative < _FLAT),
         "least_relative_singular_value": relative.min(),
     }
     numbers |= {key: quartiles(changes(logits)) for key, (_, logits) in curves.items()}
-    marks = None
-    if two and activation != "relu":
-        marks = singular_points(model, lattice(12, _EDGE), _EDGE, gap=0.05)
-    determinant = None if two else np.linalg.det(k)
-    if marks is not None:
-        numbers["singular_points"] = np.sort(np.round(marks, 3), axis=0)
-    if determinant is not None:
+    marks = zero = None
+    square = (sizes.grid, sizes.grid)
+    if not two:
+        determinant = np.linalg.det(k)
+        zero = determinant.reshape(square)
         numbers["share_with_reversed_orientation"] = np.mean(determinant < 0)
-    square = (config.grid, config.grid)
+    elif activation != "relu":
+        marks = singular_points(model, lattice(12, _EDGE), _EDGE, gap=0.05)
+        numbers["singular_points"] = np.sort(np.round(marks, 3), axis=0)
     extent = (-_EDGE, _EDGE, -_EDGE, _EDGE)
     field = tinted(np.asarray(jax.nn.softmax(jnp.asarray(logits))).reshape(*square, -1))
     depth = np.log10(np.maximum(relative, 10 * _FLAT)).reshape(square)
     families = [family for family, _ in curves.values()]
-    upper = Plane(NAMES[activation], extent, field, families, points=xs, labels=ys)
+    title = foliations.NAMES[activation]
+    upper = Plane(title, extent, field, families, points=xs, labels=ys)
     lower = Plane(
-        "", extent, depth, zero=None if determinant is None else determinant.reshape(square),
-        zero_label="determinant changes sign: D loses a dimension", marks=marks,
+        "", extent, depth, zero=zero, marks=marks,
+        zero_label="determinant changes sign: D loses a dimension",
         marks_label="singular points: dim D = 0",
         field_label="log10 |∇(s₁ - s₂)| / largest" if two else "log10 σ₂ / σ₁",
     )  # fmt: skip
-    return [upper, lower], numbers
+    return (upper, lower), numbers
 
 
-def _leaf_families(model: Any, config: Config) -> dict[str, tuple[Family, np.ndarray]]:
-    data, kernel = leaves(model, "leaf", config), leaves(model, "kernel", config)
-    return {
-        "data_leaf_change_of_p": (
-            Family("data leaves", spaced(data[0], config.gap, _EDGE)),
-            data[1],
-        ),
-        "kernel_leaf_drift_of_p": (
-            Family(
-                "kernel leaves: level sets of p",
-                spaced(kernel[0], config.gap, _EDGE),
-                "#ffffff",
-                1.1,
-            ),
-            kernel[1],
-        ),
-    }
-
-
-def _eigen_families(model: Any, config: Config) -> dict[str, tuple[Family, np.ndarray]]:
-    seeds = lattice(config.seeds, 0.93 * _EDGE)
-    xs, signs = np.concatenate([seeds, seeds]), np.repeat([1, -1], len(seeds)).astype(np.float32)
-    length = config.pieces * config.piece_steps
-    found = {}
-    named = (("first", 0, "#22262b", 0.8), ("second", 1, "#ffffff", 1.1))
-    for word, which, color, width in named:
-        points, logits = eigencurves(
-            model, xs, signs, np.float32(config.step), which=which, length=length
-        )
-        family = Family(
-            f"along the {word} eigenvector of G",
-            spaced(np.asarray(points), config.gap, _EDGE),
-            color,
-            width,
-        )
-        found[f"{word}_eigenvector_change_of_p"] = (family, np.asarray(logits))
-    return found
+def draw(panels: list[Plane], path: Path, columns: int, name: str) -> None:
+    """Draw the panels of a data set."""
+    network = "-".join(map(str, NETWORKS[name]))
+    title = f"{name}, network {network}: curves over the probabilities, and where D is thin"
+    plane(panels, path, columns=columns, title=title)
 
 
 def run(config: Config) -> dict[str, Any]:
     """Study every network; write a picture for each data set, `results.json` and `run.json`."""
-    activations = config.activations[:1] if config.quick else config.activations
-    if config.quick:
-        config = Config(
-            out=config.out, datasets=config.datasets, activations=activations, seeds=4, pieces=4,
-            grid=60, epochs=300, seed=config.seed,
-        )  # fmt: skip
-    results: dict[str, Any] = {}
-    start = time.perf_counter()
-    with tqdm(total=len(config.datasets) * len(activations)) as bar:
-        for name in config.datasets:
-            upper, lower = [], []
-            for activation in activations:
-                bar.set_description(f"{name}, {activation}")
-                panels, numbers = study(name, activation, config)
-                upper.append(panels[0])
-                lower.append(panels[1])
-                results.setdefault(name, {})[activation] = numbers
-                bar.update()
-            sizes = "-".join(map(str, SIZES[name]))
-            title = f"{name}, network {sizes}: curves over the probabilities, and where D is thin"
-            plane(upper + lower, config.out / f"{name}.png", columns=len(upper), title=title)
-    write_json(config.out / "results.json", results)
-    spent = {"all": round(time.perf_counter() - start, 3)}
-    write_json(config.out / "run.json", provenance(config.seed, spent))
-    for name, networks in results.items():
-        for activation, numbers in networks.items():
-            kept = numbers.get(
-                "kernel_leaf_drift_of_p", numbers.get("second_eigenvector_change_of_p")
-            )
-            print(
-                f"{name:8} {activation:8} accuracy {numbers['accuracy']:.3f}, p moves by at most "
-                f"{kept['largest']:.2g} along the white curves"
-            )
-    return results
-
-
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.foliation_2d", description=__doc__)
-    with running("foliation_2d", config.out):
-        run(config)
+    return foliations.run_all(config, NETWORKS, sample, study, draw)
 
 
 if __name__ == "__main__":
-    main()
+    script(Config, run, name="foliation_2d", description=__doc__)

@@ -10,7 +10,8 @@ tells the cost of a step too, which is a linear solve. Writes `steps.png`, `tabl
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+import timeit
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,39 +20,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
-from experiments.harness.common import (
-    FAILS,
-    HOLDS,
-    IN_PART,
-    plain,
-    provenance,
-    write_json,
-    write_text,
-)
-from experiments.harness.run import running
+from experiments.harness.command import Run, script
+from experiments.harness.files import plain, provenance, write_json, write_text
+from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
 from foliax import fisher, viz, zoo
 from foliax.fisher import Apply
 
 NATURAL = "natural gradient"
 FEWER = 1 / 3  # share of the best SGD's steps that counts as clearly fewer
 _HIDDEN = 48
+_RTOL = 1e-3  # of a solve, the default of `natural_gradient`
 _OTHER_PRODUCTS = 2  # F·v of a solve besides those of its iterations: first and last residual
 _TIMED_STEPS, _REPEATS = 20, 3
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Run):
     """What is compared.
 
     Attributes:
-        out: Output folder.
         rates: The grid of learning rates of SGD.
-        momentum: Of a second SGD, at the same rates, to compare with; not what is judged.
+        momentum: Of a second SGD, at the same rates, to compare with; not what the claim is about.
         damping: Added to the diagonal of F.
         max_kl: Longest step of the natural gradient, in nats.
         solver_steps: Conjugate-gradient iterations at most.
@@ -60,8 +53,7 @@ class Config:
         target: Loss over the whole training set to be reached.
         sgd_steps: Steps of SGD at most.
         natural_steps: Steps of the natural gradient at most.
-        seeds: How many; each draws its own weights and batches.
-        quick: Tiny sizes, to see that everything runs.
+        seeds: How many, from `seed` on; each draws its own weights and batches.
     """
 
     out: Path = Path("out/natural_gradient")
@@ -76,7 +68,13 @@ class Config:
     sgd_steps: int = 400
     natural_steps: int = 40
     seeds: int = 3
-    quick: bool = False
+
+    def effective(self) -> "Config":
+        """Return what is run: itself, or a smaller one."""
+        if not self.quick:
+            return self
+        small: dict[str, Any] = {"seeds": 1, "sgd_steps": 60, "natural_steps": 8, "target": 0.3}
+        return replace(self, rates=(0.3, 1.0), **small)
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -102,6 +100,15 @@ class Task:
         return self.images[chosen], self.labels[chosen]
 
 
+class Before(NamedTuple):
+    """Where a step started: parameters, state of the optimiser, its images and their gradient."""
+
+    params: Any
+    state: Any
+    images: jax.Array
+    gradient: Any
+
+
 def make_task(batch_size: int) -> tuple[Task, Callable[[int], Any]]:
     """Return the task, and what makes the first weights from a seed."""
     data = zoo.load_digits()
@@ -122,11 +129,8 @@ def make_task(batch_size: int) -> tuple[Task, Callable[[int], Any]]:
 def trainer(task: Task, make: Callable, steps: int, record: Callable) -> Callable:
     """Return a compiled training: (params, key, *settings) → what was recorded of each step.
 
-    Args:
-        task: What is trained.
-        make: Settings → optimiser.
-        steps: How many.
-        record: (parameters after the step, Before) → an array.
+    `make` turns settings into an optimiser, `record` the parameters after a step and `Before` into
+    an array.
     """
 
     @jax.jit
@@ -148,22 +152,13 @@ def trainer(task: Task, make: Callable, steps: int, record: Callable) -> Callabl
     return go
 
 
-class Before(NamedTuple):
-    """Where a step started: parameters, state of the optimiser, its images and their gradient."""
-
-    params: Any
-    state: Any
-    images: jax.Array
-    gradient: Any
-
-
 def optimisers(task: Task, config: Config) -> dict[str, Callable]:
     """Return what makes each optimiser from its settings: the one under test, and SGD."""
     preconditioned = fisher.natural_gradient(
         task.apply, config.damping, max_kl=config.max_kl, max_steps=config.solver_steps
     )
     return {
-        "sgd": lambda rate, momentum: optax.sgd(rate, momentum),
+        "sgd": optax.sgd,
         "natural": lambda rate: optax.chain(preconditioned, optax.scale_by_learning_rate(rate)),
     }
 
@@ -179,13 +174,12 @@ def first_below(losses: np.ndarray, target: float) -> int | None:
 
 def seconds_per_call(function: Callable, *arguments: Any, calls: int = 1) -> float:
     """Return the least time of some repeats, compiled, over the calls that one run makes."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - start)
-    return min(times) / calls
+
+    def run() -> Any:
+        return jax.block_until_ready(function(*arguments))
+
+    run()
+    return min(timeit.repeat(run, number=1, repeat=_REPEATS)) / calls
 
 
 def costs(task: Task, config: Config, params: Any) -> dict[str, float]:
@@ -216,67 +210,58 @@ def costs(task: Task, config: Config, params: Any) -> dict[str, float]:
 
 
 def audit(task: Task, config: Config, params: Any, steps: int) -> dict[str, Any]:
-    """Repeat the first steps of the natural gradient, and look at the residual of every solve.
+    """Repeat the first steps of the natural gradient, and measure the residual of every solve.
 
     A solve whose residual is above the tolerance took all its iterations.
     """
-    rtol = 1e-3  # the default of `natural_gradient`
 
     def residual(_: Any, before: Before) -> jax.Array:
         return fisher.solve(
             task.apply, before.params, before.images, before.gradient, damping=config.damping,
-            rtol=rtol, max_steps=config.solver_steps, guess=before.state[0].direction,
+            rtol=_RTOL, max_steps=config.solver_steps, guess=before.state[0].direction,
         ).residual  # fmt: skip
 
     go = trainer(task, optimisers(task, config)["natural"], config.natural_steps, residual)
-    residuals = np.asarray(go(params, jax.random.key(0), config.natural_rate))[:steps]
+    residuals = np.asarray(go(params, jax.random.key(config.seed), config.natural_rate))[:steps]
     return {
         "products_per_step_at_most": config.solver_steps + _OTHER_PRODUCTS,
         "solves": steps,
-        "solves_that_took_all_iterations": int(np.sum(residuals > rtol)),
+        "solves_that_took_all_iterations": int(np.sum(residuals > _RTOL)),
         "least_residual": residuals.min(),
         "largest_residual": residuals.max(),
     }
 
 
-# --- the whole ----------------------------------------------------------------------------------
+# --- all ----------------------------------------------------------------------------------------
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train with every method and seed, and write everything.
-
-    Args:
-        config: What is compared.
-
-    Returns:
-        What results.json holds.
-    """
-    start = time.perf_counter()
-    if config.quick:
-        small: dict[str, Any] = {"seeds": 1, "sgd_steps": 60, "natural_steps": 8, "target": 0.3}
-        config = replace(config, rates=(0.3, 1.0), **small)
+    """Train with every method and seed, write everything, and return what results.json holds."""
+    start, config = time.perf_counter(), config.effective()
     task, first_weights = make_task(config.batch_size)
     losses = _train_all(task, first_weights, config)
     stages = {"training": time.perf_counter() - start}
     found = {name: _summary(curves, config.target) for name, curves in losses.items()}
-    best = [_best(found, config, momentum) for momentum in (0.0, config.momentum)]
+    best, second = (_best(found, config, momentum) for momentum in (0.0, config.momentum))
     steps = found[NATURAL]["steps"][0] or config.natural_steps
-    outcome, verdict = _judge(found, config)
+    outcome, verdict = _verdict(found, best, second, config)
     results = plain({
-        "setting": {k: v for k, v in asdict(config).items() if k != "out"},
+        "setting": {k: v for k, v in asdict(config).items() if k not in ("out", "devices")},
         "methods": found,
-        "best_sgd": best[0],
-        "best_sgd_with_momentum": best[1],
-        "solver": audit(task, config, first_weights(0), steps),
+        "best_sgd": best,
+        "best_sgd_with_momentum": second,
+        "solver": audit(task, config, first_weights(config.seed), steps),
         "outcome": outcome,
         "verdict": verdict,
     })  # fmt: skip
-    seconds = costs(task, config, first_weights(0))
-    draw(losses, [NATURAL, *dict.fromkeys(name for name in best if name)], config)
-    write_text(config.out / "table.md", f"{make_table(results, seconds)}\n\n{verdict}\n")
+    seconds = costs(task, config, first_weights(config.seed))
+    draw({name: losses[name] for name in (NATURAL, best, second) if name}, config)
+    text = f"{make_table(results, seconds)}\n\n{verdict}\n"
+    write_text(config.out / "table.md", text)
     write_json(config.out / "results.json", results)
     stages |= {f"per_{name}": value for name, value in seconds.items()}
-    write_json(config.out / "run.json", provenance(0, plain(stages)))
+    write_json(config.out / "run.json", provenance(config.seed, plain(stages)))
+    print(f"{text}\n{outcome}; curves: {config.out / 'steps.png'}")
     return results
 
 
@@ -296,25 +281,21 @@ def _train_all(task: Task, first_weights: Callable, config: Config) -> dict[str,
     }
     runs[NATURAL] = (improve, config.natural_rate)
     losses: dict[str, list[np.ndarray]] = {name: [] for name in runs}
-    bar = tqdm(total=len(runs) * config.seeds, desc="training", unit="run", dynamic_ncols=True)
-    for seed in range(config.seeds):
-        params, key = first_weights(seed), jax.random.key(seed)
-        for name, (go, *settings) in runs.items():
-            bar.set_description(f"{name}, seed {seed}")
-            losses[name].append(np.asarray(go(params, key, *settings)))
-            bar.set_postfix(loss=f"{losses[name][-1][-1]:.3g}")
-            bar.update()
-    bar.set_description("trained")
-    bar.close()
+    with tqdm(total=len(runs) * config.seeds, unit="run", dynamic_ncols=True) as bar:
+        for seed in range(config.seed, config.seed + config.seeds):
+            params, key = first_weights(seed), jax.random.key(seed)
+            for name, (go, *settings) in runs.items():
+                bar.set_description(f"{name}, seed {seed}")
+                losses[name].append(np.asarray(go(params, key, *settings)))
+                bar.update()
     return {name: np.stack(curves) for name, curves in losses.items()}
 
 
 def _summary(curves: np.ndarray, target: float) -> dict[str, Any]:
-    steps = [first_below(curve, target) for curve in curves]
-    arrived = [count for count in steps if count is not None]
+    steps: list[Any] = [first_below(curve, target) for curve in curves]
     return {
         "steps": steps,
-        "median_steps": float(np.median(arrived)) if len(arrived) == len(steps) else None,
+        "median_steps": None if None in steps else float(np.median(steps)),
         "last_loss": np.median(curves[:, -1]),
         "least_loss": np.median(np.nan_to_num(curves, nan=np.inf).min(axis=1)),
     }
@@ -331,29 +312,22 @@ def _best(found: Mapping[str, Any], config: Config, momentum: float) -> str | No
     return min(arrived, key=lambda name: found[name]["median_steps"], default=None)
 
 
-def _judge(found: Mapping[str, Any], config: Config) -> tuple[str, str]:
+def _verdict(
+    found: Mapping[str, Any], best: str | None, second: str | None, config: Config
+) -> tuple[str, str]:
     ours, target = found[NATURAL]["median_steps"], f"a training loss of {config.target:g}"
-    best, other = (_best(found, config, momentum) for momentum in (0.0, config.momentum))
     if ours is None:
         return FAILS, f"The natural gradient does not reach {target}."
+    text = f"To {target} the natural gradient needs {ours:g} steps"
     if best is None:
-        return IN_PART, (
-            f"The natural gradient needs {ours:g} steps to {target}; no rate of plain SGD reaches "
-            f"it in {config.sgd_steps}."
-        )
+        return IN_PART, f"{text}; no rate of plain SGD reaches it in {config.sgd_steps}."
     theirs = found[best]["median_steps"]
     outcome = HOLDS if ours <= FEWER * theirs else IN_PART if ours < theirs else FAILS
-    told = (
-        f"To {target} the natural gradient needs {ours:g} steps and the best plain SGD {theirs:g} "
-        f"({best.removeprefix('SGD, ')}): {ours / theirs:.2g} of them, where {FEWER:.2g} "
-        f"counts as clearly fewer. Medians over {config.seeds} seeds."
+    momentum = f", {second} {found[second]['median_steps']:g}" if second else ""
+    return outcome, (
+        f"{text}, the best plain SGD {theirs:g} ({best}){momentum}: {ours / theirs:.2g} of plain "
+        f"SGD's, where {FEWER:.2g} counts as clearly fewer. Medians over {config.seeds} seeds."
     )
-    if other not in (None, best):
-        told += (
-            f" With momentum {config.momentum:g} the best SGD needs "
-            f"{found[other]['median_steps']:g} (rate {other.split()[2].rstrip(',')})."
-        )
-    return outcome, told
 
 
 def make_table(results: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
@@ -363,26 +337,25 @@ def make_table(results: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for name, one in results["methods"].items():
-        each = seconds["natural_step" if name == NATURAL else "sgd_step"]
+        each, median = seconds["natural_step" if name == NATURAL else "sgd_step"], "–"
         steps = ", ".join("not reached" if s is None else str(s) for s in one["steps"])
-        median = one["median_steps"]
-        cells = ("–", "–") if median is None else (f"{median:g}", f"{median * each:.3g}")
-        lines.append(f"| {name} | {steps} | {cells[0]} | {1e3 * each:.3g} | {cells[1]} |")
+        needed = "–"
+        if one["median_steps"] is not None:
+            median, needed = f"{one['median_steps']:g}", f"{one['median_steps'] * each:.3g}"
+        lines.append(f"| {name} | {steps} | {median} | {1e3 * each:.3g} | {needed} |")
     solver = results["solver"]
-    lines += [
-        "",
-        f"A natural-gradient step makes at most {solver['products_per_step_at_most']} products "
+    return "\n".join(lines) + (
+        f"\n\nA natural-gradient step makes at most {solver['products_per_step_at_most']} products "
         f"F·v and one gradient; {solver['solves_that_took_all_iterations']} of the first "
         f"{solver['solves']} solves took all their iterations. A product takes "
         f"{1e3 * seconds['product']:.3g} ms, a gradient of one batch "
-        f"{1e3 * seconds['gradient']:.3g} ms.",
-    ]
-    return "\n".join(lines)
+        f"{1e3 * seconds['gradient']:.3g} ms."
+    )
 
 
-def draw(losses: Mapping[str, np.ndarray], names: Sequence[str], config: Config) -> None:
+def draw(losses: Mapping[str, np.ndarray], config: Config) -> None:
     """Draw the loss against the steps, median and range over seeds."""
-    below = [first_below(np.median(losses[name], axis=0), config.target) for name in names]
+    below = [first_below(np.median(each, axis=0), config.target) for each in losses.values()]
     most = min(config.sgd_steps, 2 * max(count or config.sgd_steps for count in below))
 
     def curve(name: str) -> viz.Curve:
@@ -392,19 +365,10 @@ def draw(losses: Mapping[str, np.ndarray], names: Sequence[str], config: Config)
         return viz.Curve(name, x, np.median(curves, axis=0), curves.min(0), curves.max(0))
 
     target = viz.Curve(f"target {config.target:g}", [1, most], [config.target] * 2, reference=True)
-    title, lines = "Loss over all training images", [*(curve(name) for name in names), target]
+    title, lines = "Loss over all training images", [*map(curve, losses), target]
     panel = viz.Panel(title, "step", "training loss (nats)", lines, log=True)
     viz.curves(panel, config.out / "steps.png")
 
 
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.natural_gradient", description=__doc__)
-    with running("natural_gradient", config.out):
-        results = run(config)
-    print((config.out / "table.md").read_text(encoding="utf-8"))
-    print(f"{results['outcome']}; curves: {config.out / 'steps.png'}")
-
-
 if __name__ == "__main__":
-    main()
+    script(Config, run, name="natural_gradient", description=__doc__)

@@ -18,22 +18,29 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from experiments.attack import measured
-from experiments.harness import command as _command
-from experiments.harness.common import FAILS, HOLDS, IN_PART, percent, predict
+from experiments.attack import runs
+from experiments.attack.runs import EIGHT, GEODESIC, GRADIENT, ONE, PROJECTED, RANDOM, SIGNS, TWO
+from experiments.harness import command as commands
+from experiments.harness.outcomes import FAILS, HOLDS, IN_PART, percent
+from experiments.harness.populations import predict
 from experiments.harness.report import section
 from foliax import viz
 
 _BUDGETS = 8
-_SHOWN = 4
-_ONE, _TWO = "one step along the top eigenvector", "two steps"
-_GRADIENT, _SIGNS = "gradient", "gradient, signs (FGSM)"
-_PROJECTED = "projected gradient (PGD)"
-_HARDENED = ("random direction", _ONE, _GRADIENT, _PROJECTED)
+_SHOWN = 4  # images in the picture
+_PENALISED = (RANDOM, ONE, GRADIENT, PROJECTED)  # attacks on networks with a penalty
+_PICTURES = {
+    "attack.png": "The share of images that get another label, by the length of the move: along "
+    "eigenvectors of G (dashed, the gradient), by the gradient (dashed, a random direction), and "
+    "by the projected gradient on networks trained with a penalty on the trace of G (dashed, "
+    "without one).",
+    "attack_images.png": "Images, and what each attack makes of them at the smallest budget at "
+    "which it fools, or the largest.",
+}
 
 
 @dataclass(frozen=True)
-class Command(_command.Command):
+class Command(commands.Command):
     """Which network, which images, how far, and how the networks with a penalty are trained.
 
     Attributes:
@@ -47,7 +54,7 @@ class Command(_command.Command):
         rate: Its learning rate.
     """
 
-    pairs: _command.Count = 300
+    pairs: commands.Count = 300
     budget: float | None = None
     steps: int = 32
     penalties: tuple[float, ...] = (0.1, 1.0, 10.0)
@@ -57,87 +64,85 @@ class Command(_command.Command):
     out: Path = Path("out/attack")
 
 
-def measure_command(command: Command) -> _command.Found:
+def measure_command(command: Command) -> commands.Found:
     """Attack, train with penalties, attack again, and draw."""
     loaded = command.load()
     data = loaded.dataset
-    places = command.starts(len(data.test_x))
-    if command.quick:
-        places = places[:60]
+    places = command.starts(len(data.test_x))[: 60 if command.quick else None]
     xs, labels = data.test_x[places], data.test_y[places]
-    top = command.budget or measured.largest_budget(data, xs)
+    top = command.budget or runs.largest_budget(data, xs)
     budgets = [float(b) for b in top * np.arange(1, _BUDGETS + 1) / _BUDGETS]
-    seen = measured.right(loaded.model, xs, labels)
-    names = tuple(measured.attacks(command.steps))
-    runs = measured.foolers(names, budgets, data.box, command.steps, keep=True)
-    found = measured.fooling(runs, loaded.model, xs[seen], command.seed)
-    few = measured.foolers(_HARDENED, budgets, data.box, command.steps)
-    hardened = _harden(command, data, (xs, labels), few)
-    _draw(budgets, found, hardened, command.out / "attack.png")
-    _draw_images(loaded, (xs[seen], labels[seen]), budgets, found, command.out)
+    right = _right(loaded.model, xs, labels)
+    chosen = runs.at_budgets(
+        tuple(runs.attacks(command.steps)), budgets, data.box, command.steps, keep=True
+    )
+    found = runs.fooling(chosen, loaded.model, xs[right], command.seed)
+    few = runs.at_budgets(_PENALISED, budgets, data.box, command.steps)
+    networks = _penalised(command, data, xs, labels, few)
+    _draw(budgets, runs.summary(found), networks, command.out / "attack.png")
+    _draw_images(loaded, xs[right], labels[right], budgets, found, command.out)
     sections = {
-        "spectral": _spectral(found, budgets, int(seen.sum())),
-        "penalty": _penalty(hardened, budgets),
+        "spectral": _spectral(found, budgets, int(right.sum())),
+        "penalty": _penalty(networks, budgets),
     }
-    return _command.Found(loaded, sections, {"images": _records(places[seen], found)})
+    images = [
+        {"place": int(place)} | {name: one.fooled[i] for name, one in found.items()}
+        for i, place in enumerate(places[right])
+    ]
+    return commands.Found(loaded, sections, {"images": images})
 
 
-def _harden(command: Command, data: Any, images: Any, runs: Any) -> dict[str, Any]:
+def _right(model: Any, xs: Any, labels: Any) -> np.ndarray:
+    return np.asarray(predict(model, xs)[0]) == np.asarray(labels)
+
+
+def _penalised(command: Command, data: Any, xs: Any, labels: Any, chosen: Any) -> dict[str, Any]:
     """Train and attack: without penalty, with each, and without where it was as accurate."""
     recipe: dict[str, Any] = {
-        "hidden": command.hidden,
-        "epochs": 2 if command.quick else command.epochs,
-        "rate": command.rate,
-        "seed": command.seed,
-    }
-    plain = measured.trained(data, 0.0, **recipe)
+        "hidden": command.hidden, "epochs": 2 if command.quick else command.epochs,
+        "rate": command.rate, "seed": command.seed,
+    }  # fmt: skip
+    plain = runs.trained(data, 0.0, **recipe)
     networks = {"none": ("no penalty", plain[-1])}
     for i, penalty in enumerate(command.penalties, 1):
-        hard = measured.trained(data, penalty, **recipe)[-1]
-        stopped = measured.as_accurate(plain, hard.accuracy)
+        hard = runs.trained(data, penalty, **recipe)[-1]
+        stopped = runs.as_accurate(plain, hard.accuracy)
         networks[f"penalty_{i}"] = f"penalty {penalty:g}", hard
         networks[f"stopped_{i}"] = f"no penalty, epoch {stopped.epoch}", stopped
-    return {
-        name: {"name": said} | _attacked(one, data, images, runs, command.seed)
-        for name, (said, one) in networks.items()
-    }
-
-
-def _attacked(one: Any, data: Any, images: Any, runs: Any, seed: int) -> dict[str, Any]:
-    xs, labels = images
-    seen = measured.right(one.model, xs, labels)
-    # All images, in one shape, so that nothing compiles again; the others do not count.
-    found = measured.fooling(runs, one.model, xs, seed)
-    kept = {
-        name: each._replace(fooled=each.fooled[seen], kl=each.kl[seen])
-        for name, each in found.items()
-    }
-    return {
-        "penalty": one.penalty,
-        "epoch": one.epoch,
-        "accuracy": one.accuracy,
-        "num_images": int(seen.sum()),
-        "trace_train": measured.trace_numbers(one.model, data.train_x),
-        "trace_test": measured.trace_numbers(one.model, xs),
-        "attacks": measured.summary(kept),
-    }
+    found = {}
+    for name, (words, one) in networks.items():
+        right = _right(one.model, xs, labels)
+        # All images, in one shape, so that nothing compiles again; the others do not count.
+        attacked = runs.fooling(chosen, one.model, xs, command.seed)
+        kept = {n: each._replace(fooled=each.fooled[right], kl=each.kl[right])
+                for n, each in attacked.items()}  # fmt: skip
+        found[name] = {
+            "name": words,
+            "penalty": one.penalty,
+            "epoch": one.epoch,
+            "accuracy": one.accuracy,
+            "num_images": int(right.sum()),
+            "trace_train": runs.trace_numbers(one.model, data.train_x),
+            "trace_test": runs.trace_numbers(one.model, xs),
+            "attacks": runs.summary(kept),
+        }
+    return found
 
 
 # --- the report --------------------------------------------------------------------------------
 
 
 def _spectral(found: Any, budgets: list[float], count: int) -> dict[str, Any]:
-    one, two = (np.asarray(found[name].fooled) for name in (_ONE, _TWO))
+    one, two = (np.asarray(found[name].fooled) for name in (ONE, TWO))
     gained, lost = int(np.sum(two & ~one)), int(np.sum(one & ~two))
-    rates = measured.summary(found)
-    more = np.array(rates[_TWO]["fooled"]) >= np.array(rates[_ONE]["fooled"])
+    more = two.mean(axis=0) >= one.mean(axis=0)
     per_image = two.sum(axis=1) - one.sum(axis=1)
     better, worse = int(np.sum(per_image > 0)), int(np.sum(per_image < 0))
     sign = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
     numbers = {
         "num_images": count,
         "budgets": budgets,
-        "attacks": rates,
+        "attacks": runs.summary(found),
         "two_over_one": {
             "budgets_no_worse": int(more.sum()),
             "fooled_by_two_only": gained,
@@ -147,162 +152,121 @@ def _spectral(found: Any, budgets: list[float], count: int) -> dict[str, Any]:
             "sign_test_p": sign,
         },
     }
-    holds = more.all() and gained > lost
+    holds = more.all() and gained > lost and sign < 0.05
     return section(
         title="Attacks along the eigenvectors of G",
         claim="Two steps, which follow the curvature of the leaf, fool more often than one along "
         "the top eigenvector of G, at every budget.",
-        verdict=(
-            HOLDS if holds and sign < 0.05 else IN_PART if gained > lost else FAILS,
-            _say(numbers),
-        ),
+        verdict=(HOLDS if holds else IN_PART if gained > lost else FAILS, _say_spectral(numbers)),
         numbers=numbers,
-        pictures=[
-            (
-                "attack.png",
-                "The share of images that get another label, by the length of the move: along "
-                "eigenvectors of G (dashed, the gradient), by the gradient (dashed, a random "
-                "direction), and by the projected gradient on networks trained with a penalty on "
-                "the trace of G (dashed, without one).",
-            ),
-            (
-                "attack_images.png",
-                "Images, and what each attack makes of them at the smallest budget at which it "
-                "fools, or the largest.",
-            ),
-        ],
+        pictures=list(_PICTURES.items()),
         columns=("attack", f"fooled at {budgets[3]:.3g}", f"at {budgets[-1]:.3g}", "over all"),
         rows=[
-            (name, f"attacks.{name}.fooled_at_half", f"attacks.{name}.fooled_at_most",
-             f"attacks.{name}.fooled_mean")
-            for name in rates
+            (name, *(f"attacks.{name}.fooled_{at}" for at in ("at_half", "at_most", "mean")))
+            for name in numbers["attacks"]
         ],
-    )  # fmt: skip
-
-
-def _say(numbers: dict[str, Any]) -> str:
-    rates, two = numbers["attacks"], numbers["two_over_one"]
-
-    def mean(name: str) -> str:
-        return percent(rates[name]["fooled_mean"])
-
-    cases = numbers["num_images"] * len(numbers["budgets"])
-    return (
-        f"Over {numbers['num_images']} images and {len(numbers['budgets'])} budgets up to "
-        f"{numbers['budgets'][-1]:.3g}, one step along the top eigenvector fools {mean(_ONE)}, two "
-        f"steps {mean(_TWO)}, eight {mean('eight steps')}, the geodesic {mean('geodesic')}; the "
-        f"gradient {mean(_GRADIENT)}, its signs {mean(_SIGNS)}, the projected "
-        f"gradient {mean(_PROJECTED)}, a random direction {mean('random direction')}. Two steps "
-        f"are no worse than one at {two['budgets_no_worse']} of {len(numbers['budgets'])} budgets; "
-        f"of {cases} cases they alone fool in {two['fooled_by_two_only']}, one step alone in "
-        f"{two['fooled_by_one_only']} (by image, a sign test gives p = {two['sign_test_p']:.2g})."
     )
 
 
-def _penalty(hardened: dict[str, Any], budgets: list[float]) -> dict[str, Any]:
-    plain = hardened["none"]["attacks"][_PROJECTED]["fooled_mean"]
+def _say_spectral(numbers: dict[str, Any]) -> str:
+    two, budgets = numbers["two_over_one"], numbers["budgets"]
+    order = (ONE, TWO, EIGHT, GEODESIC, GRADIENT, SIGNS, PROJECTED, RANDOM)
+    fooled = ", ".join(
+        f"{name} {percent(numbers['attacks'][name]['fooled_mean'])}" for name in order
+    )
+    return (
+        f"Over {numbers['num_images']} images and {len(budgets)} budgets up to {budgets[-1]:.3g} "
+        f"these fool: {fooled}. Two steps are no worse than one at {two['budgets_no_worse']} of "
+        f"{len(budgets)} budgets; of {numbers['num_images'] * len(budgets)} cases they alone fool "
+        f"in {two['fooled_by_two_only']}, one step alone in {two['fooled_by_one_only']} (by image, "
+        f"a sign test gives p = {two['sign_test_p']:.2g})."
+    )
+
+
+def _penalty(networks: dict[str, Any], budgets: list[float]) -> dict[str, Any]:
+    def fooled(one: Any) -> float:
+        return one["attacks"][PROJECTED]["fooled_mean"]
+
+    def said(one: Any) -> str:
+        return (
+            f"{one['name']}: {percent(fooled(one))} at an accuracy of {percent(one['accuracy'])} "
+            f"and a mean trace of {one['trace_train']['mean']:.3g}"
+        )
+
     pairs = [
-        (one, hardened[name.replace("penalty", "stopped")])
-        for name, one in hardened.items()
-        if name.startswith("penalty")
+        (networks[f"penalty_{i}"], networks[f"stopped_{i}"])
+        for i in range(1, len(networks) // 2 + 1)
     ]
-    gains = [
-        stopped["attacks"][_PROJECTED]["fooled_mean"] - one["attacks"][_PROJECTED]["fooled_mean"]
-        for one, stopped in pairs
-    ]
-    said = [
-        f"λ = {one['penalty']:g}: {percent(one['attacks'][_PROJECTED]['fooled_mean'])} at an "
-        f"accuracy of {percent(one['accuracy'])} and a mean trace of "
-        f"{one['trace_train']['mean']:.3g} (without a penalty, as accurate after epoch "
-        f"{stopped['epoch']}: {percent(stopped['attacks'][_PROJECTED]['fooled_mean'])} at "
-        f"{percent(stopped['accuracy'])})"
-        for one, stopped in pairs
-    ]
-    accuracy = percent(hardened["none"]["accuracy"])
-    gained = sum(gain > 0 for gain in gains)
+    gained = [fooled(stopped) > fooled(one) for one, stopped in pairs]
     return section(
         title="A penalty on the trace of G",
         claim="A network that is trained with a penalty on the mean trace of G is fooled less "
         "often, and less often than one that is as accurate for having been trained less.",
         verdict=(
-            HOLDS if gained == len(gains) else IN_PART if gained else FAILS,
-            f"The projected gradient fools {percent(plain)} over all budgets up to "
-            f"{budgets[-1]:.3g} without a penalty, at an accuracy of {accuracy} and a mean trace "
-            f"of {hardened['none']['trace_train']['mean']:.3g} on training images. "
-            + "; ".join(said) + ".",
+            HOLDS if all(gained) else IN_PART if any(gained) else FAILS,
+            f"The projected gradient fools, over all budgets up to {budgets[-1]:.3g} (mean trace "
+            f"on training images): {'; '.join(map(said, networks.values()))}.",
         ),
-        numbers={"networks": hardened},
+        numbers={"networks": networks},
         pictures=[],
         columns=("network", "accuracy", "mean trace, training", "random", "top eigenvector",
                  "gradient", "projected gradient"),
         rows=[
             (one["name"], f"networks.{name}.accuracy", f"networks.{name}.trace_train.mean",
-             *(f"networks.{name}.attacks.{attack}.fooled_mean" for attack in _HARDENED))
-            for name, one in hardened.items()
+             *(f"networks.{name}.attacks.{attack}.fooled_mean" for attack in _PENALISED))
+            for name, one in networks.items()
         ],
     )  # fmt: skip
 
 
-def _records(places: Any, found: Any) -> list[dict[str, Any]]:
-    """Return, image by image, at which budgets each attack fools."""
-    return [
-        {"place": int(place)} | {name: one.fooled[i] for name, one in found.items()}
-        for i, place in enumerate(places)
-    ]
-
-
-def _draw(budgets: list[float], found: Any, hardened: dict[str, Any], file: Path) -> None:
-    rates = measured.summary(found)
-
-    def shown(names: tuple[str, ...], grey: str) -> list[viz.Curve]:
-        return [
-            viz.Curve(name, budgets, rates[name]["fooled"], reference=name == grey)
-            for name in (*names, grey)
+def _draw(budgets: list[float], rates: Any, networks: dict[str, Any], file: Path) -> None:
+    def panel(title: str, shares: dict[str, Any], grey: str) -> viz.Panel:
+        curves = [
+            viz.Curve(name, budgets, share, reference=name == grey)
+            for name, share in shares.items()
         ]
+        axes = ("length of the move, normalised", "share with another label")
+        return viz.Panel(title, *axes, curves, y_range=(0, 1))
 
-    others = [
-        viz.Curve(
-            f"{one['name']}, accuracy {one['accuracy']:.3f}",
-            budgets,
-            one["attacks"][_PROJECTED]["fooled"],
-            reference=name == "none",
-        )
-        for name, one in hardened.items()
+    def of(*names: str) -> dict[str, Any]:
+        return {name: rates[name]["fooled"] for name in names}
+
+    labels = {
+        name: f"{one['name']}, accuracy {one['accuracy']:.3f}"
+        for name, one in networks.items()
         if not name.startswith("stopped")
-    ]
-    axes = ("length of the move, normalised", "share with another label")
-    along = shown((_ONE, _TWO, "eight steps", "geodesic"), _GRADIENT)
-    usual = shown((_GRADIENT, _SIGNS, _PROJECTED), "random direction")
+    }
+    by_penalty = {
+        label: networks[name]["attacks"][PROJECTED]["fooled"] for name, label in labels.items()
+    }
+    along = of(ONE, TWO, EIGHT, GEODESIC, GRADIENT)
     viz.curves(
         [
-            viz.Panel("Along eigenvectors of G", *axes, along, y_range=(0, 1)),
-            viz.Panel("By the gradient", *axes, usual, y_range=(0, 1)),
-            viz.Panel("PGD after a penalty on trace G", *axes, others, y_range=(0, 1)),
+            panel("Along eigenvectors of G", along, GRADIENT),
+            panel("By the gradient", of(GRADIENT, SIGNS, PROJECTED, RANDOM), RANDOM),
+            panel("PGD after a penalty on trace G", by_penalty, labels["none"]),
         ],
         file,
     )
 
 
-def _draw_images(loaded: Any, shown: Any, budgets: list[float], found: Any, out: Path) -> None:
+def _draw_images(
+    loaded: Any, xs: Any, labels: Any, budgets: list[float], found: Any, out: Path
+) -> None:
     """Draw what each attack makes of the first images, at the least budget that fools."""
-    data, model, (xs, labels) = loaded.dataset, loaded.model, shown
-    images, captions = [], []
-    for i in range(min(_SHOWN, len(xs))):
-        images.append(xs[i])
-        captions.append(str(data.class_names[labels[i]]))
-        for name in found:
-            fooled = np.asarray(found[name].fooled[i])
-            at = int(np.argmax(fooled)) if fooled.any() else len(budgets) - 1
-            end = found[name].end[i, at]
-            label, chance = (np.asarray(part)[0] for part in predict(model, end[None]))
-            images.append(end)
+    data, images, captions = loaded.dataset, [], []
+    for i, (x, label) in enumerate(zip(xs[:_SHOWN], labels, strict=False)):
+        images.append(x)
+        captions.append(str(data.class_names[label]))
+        for name, one in found.items():
+            at = int(np.argmax(one.fooled[i])) if one.fooled[i].any() else len(budgets) - 1
+            images.append(one.end[i, at])
+            new, p = (np.asarray(part)[0] for part in predict(loaded.model, one.end[i, at][None]))
             title = name.replace(" along the top eigenvector", "").split(" (")[0]
-            captions.append(f"{title}\n{budgets[at]:.2g}: {data.class_names[label]}, {chance:.2f}")
-    if not images:
-        return
+            captions.append(f"{title}\n{budgets[at]:.2g}: {data.class_names[new]}, {p:.2f}")
     pixels = np.clip(np.asarray(data.to_pixels(np.stack(images))), 0, 1)
     viz.strip(pixels, captions, out / "attack_images.png", columns=1 + len(found))
 
 
 if __name__ == "__main__":
-    _command.main(Command, measure_command, name="attack", description=__doc__)
+    commands.main(Command, measure_command, name="attack", description=__doc__)

@@ -37,7 +37,7 @@ from experiments.benchmark.bench import Bench, Sizes
 from experiments.benchmark.nets import obtain
 from experiments.benchmark.rows import ROWS, SLOW, Name
 from experiments.benchmark.timing import Disagreement, Skipped, measure, peak_bytes, tables
-from experiments.harness.common import plain, provenance, write_json, write_text
+from experiments.harness.files import plain, provenance, write_json, write_text
 from experiments.harness.run import running
 
 _CPU_BLOCK, _GPU_BLOCK = 4, 64  # images at a time: what fits the caches; what fills the device

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.benchmark import nets, peers
 from experiments.benchmark.timing import FORWARD, FUNC, LOOP, Contender, compiled
-from experiments.harness.common import Loaded
+from experiments.harness.networks import Loaded
 
 _BATCHES = (1, 16, 64, 256)  # a forward is timed at the fastest of these
 _CHUNKS = (4, 16, 64)  # and `torch.func` at the fastest of these

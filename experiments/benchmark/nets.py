@@ -13,7 +13,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from scipy.linalg import helmert
 
 import foliax
-from experiments.harness.common import Loaded, load
+from experiments.harness.networks import Loaded, load
 from foliax import zoo
 from foliax.data_matrix import count_rank, default_rtol, singular_values
 

@@ -24,7 +24,7 @@ from experiments.benchmark.timing import (
     compiled,
     within,
 )
-from experiments.harness.common import norms
+from experiments.harness.populations import norms
 from foliax import zoo
 
 _STEP = 0.1

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 import foliax
-from experiments.curvature import measured
-from experiments.harness import command as _command
-from experiments.harness.common import FAILS, HOLDS, IN_PART, percent, walks
+from experiments.curvature import measures
+from experiments.harness import command as commands
+from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
+from experiments.harness.populations import quartiles, walks
 from experiments.harness.report import section
 from foliax import viz
 
@@ -31,12 +32,19 @@ _NARROW = 2  # units of the layer that bounds the rank
 _CHECKED = 32  # images at which the curvature is found by Christoffel symbols too
 _QUARTER = 1e-5  # how near to 1/4 these have to come, in float64
 _PATHS = 20  # walks at most
-_ROWS = 11  # points looked at on a walk
+_ROWS = 11  # points measured on a walk
 _BINS = 8
+_PICTURE = (
+    "curvature.png",
+    "From the left: the mean sectional curvature of a network with a layer of two units, and that "
+    "of a smooth network of full rank by its Christoffel symbols, against the doubt. How the "
+    "leaves of the smooth network bend in input space, and how far D is from integrable. The same "
+    "by class, and along walks on the data leaf. Lines are medians, bands quartiles.",
+)
 
 
 @dataclass(frozen=True)
-class Command(_command.Command):
+class Command(commands.Command):
     """Which network, which images, and the smooth networks that are trained beside it.
 
     Attributes:
@@ -47,7 +55,7 @@ class Command(_command.Command):
         step: Length of a step, normalised units.
     """
 
-    pairs: _command.Count = 300
+    pairs: commands.Count = 300
     hidden: int = 48
     epochs: int = 20
     steps: int = 200
@@ -55,35 +63,46 @@ class Command(_command.Command):
     out: Path = Path("out/curvature")
 
 
-def measure_command(command: Command) -> _command.Found:
+def measure_command(command: Command) -> commands.Found:
     """Measure on the network given and on the two smooth ones."""
     if command.quick:
         command = replace(command, epochs=min(command.epochs, 2), steps=min(command.steps, 20))
     loaded = command.load()
-    data = loaded.dataset
+    model, data = loaded.model, loaded.dataset
     places = command.starts(len(data.test_x))
     xs, labels = data.test_x[places], np.asarray(data.test_y[places])
-    size, classes = math.prod(data.shape), data.num_classes
-    recipe = {"epochs": command.epochs, "seed": command.seed}
-    narrow = measured.trained(
-        data, (size, command.hidden, _NARROW, command.hidden, classes), **recipe
-    )
-    smooth = measured.trained(data, (size, command.hidden, classes), **recipe)
-    given = measured.over(measured.within, loaded.model, xs)
-    lower = measured.exactly(measured.within, narrow, xs)
+    narrow, smooth = (
+        measures.trained(
+            data, (math.prod(data.shape), *hidden, data.num_classes), epochs=command.epochs,
+            seed=command.seed,
+        )
+        for hidden in ((command.hidden, _NARROW, command.hidden), (command.hidden,))
+    )  # fmt: skip
+    given = measures.over(measures.intrinsic, model, xs)
+    lower = measures.in_float64(measures.intrinsic, narrow, xs)
     routes = {
-        name: measured.exactly(measured.both, model, xs[:_CHECKED])
-        for name, model in (("given", loaded.model), ("smooth", smooth), ("narrow", narrow))
+        name: measures.in_float64(measures.routes, network, xs[:_CHECKED])
+        for name, network in (("given", model), ("smooth", smooth), ("narrow", narrow))
     }
-    bent = measured.over(measured.without, smooth, xs)
-    flat = measured.over(measured.without, loaded.model, xs)
+    bent, flat = (measures.over(measures.extrinsic, network, xs) for network in (smooth, model))
     along = _along(smooth, data, xs, command)
-    _draw(routes["smooth"], lower, (bent, labels, data.class_names), along, command.out)
+    _draw(routes["smooth"], lower, bent, labels, along, data.class_names, command.out)
     sections = {
         "intrinsic": _intrinsic(given, lower, routes, labels),
         "extrinsic": _extrinsic(bent, flat, along, labels),
     }
-    return _command.Found(loaded, sections, {"images": _records(places, given, lower, bent)})
+    images = [
+        {
+            "place": int(place),
+            "curvature": given.mean[i] if given.defined[i] else None,
+            "dimension": given.dimension[i],
+            "curvature_narrow": lower.mean[i] if lower.defined[i] else None,
+            "second_fundamental_form": bent.norm[i],
+            "twist": bent.twist[i],
+        }
+        for i, place in enumerate(places)
+    ]
+    return commands.Found(loaded, sections, {"images": images})
 
 
 def _along(model: Any, data: Any, xs: Any, command: Command) -> dict[str, Any]:
@@ -92,8 +111,8 @@ def _along(model: Any, data: Any, xs: Any, command: Command) -> dict[str, Any]:
         model, xs[:count], xs[count : 2 * count], data.box, along="leaf",
         step=command.step, max_steps=command.steps, save_every=max(1, command.steps // 100),
     )  # fmt: skip
-    stalled = int(np.sum(np.asarray(path.status) == foliax.Status.stalled))
-    return measured.along_paths(model, path, _ROWS) | {"stalled": stalled}
+    stalled = int(np.sum(path.status == foliax.Status.stalled))
+    return measures.along_paths(model, path, _ROWS) | {"stalled": stalled}
 
 
 # --- the report --------------------------------------------------------------------------------
@@ -101,30 +120,24 @@ def _along(model: Any, data: Any, xs: Any, command: Command) -> dict[str, Any]:
 
 def _intrinsic(given: Any, lower: Any, routes: Any, labels: np.ndarray) -> dict[str, Any]:
     numbers = {
-        "routes": {name: measured.route_numbers(found) for name, found in routes.items()},
-        "given": measured.intrinsic_numbers(given, labels),
-        "narrow": measured.intrinsic_numbers(lower, labels),
+        "routes": {name: measures.route_numbers(found) for name, found in routes.items()},
+        "given": measures.intrinsic_numbers(given, labels),
+        "narrow": measures.intrinsic_numbers(lower, labels),
     }
-    at_full = [numbers["routes"][name] for name in ("given", "smooth")]
-    seen = [found for found in at_full if found["num_images"]]
-    holds = [found["off_a_quarter"]["largest"] < _QUARTER for found in seen]
-    outcome = FAILS if not any(holds) else HOLDS if all(holds) and len(holds) == 2 else IN_PART
+    holds = [
+        numbers["routes"][name]["off_a_quarter"]["largest"] < _QUARTER
+        for name in ("given", "smooth")  # NaN, which does not hold, where there is no such image
+    ]
     return section(
         title="The curvature of leaves in the metric of G",
         claim="The intrinsic curvature is 1/4 wherever the rank of G is full, for every network; "
         "it can explain a prediction only where the rank is lower.",
-        verdict=(outcome, _say_intrinsic(numbers, len(labels))),
+        verdict=(
+            HOLDS if all(holds) else IN_PART if any(holds) else FAILS,
+            _say_intrinsic(numbers, len(labels)),
+        ),
         numbers=numbers,
-        pictures=[
-            (
-                "curvature.png",
-                "From the left: the mean sectional curvature of a network with a layer of two "
-                "units, and that of a smooth network of full rank by its Christoffel symbols, "
-                "against the doubt. How the leaves of the smooth network bend in input space, and "
-                "how far D is from integrable. The same by class, and along walks on the data "
-                "leaf. Lines are medians, bands quartiles.",
-            )
-        ],
+        pictures=[_PICTURE],
         columns=("", "network given", "layer of two units"),
         rows=[
             ("images where it is not defined", "given.not_defined", "narrow.not_defined"),
@@ -140,54 +153,59 @@ def _intrinsic(given: Any, lower: Any, routes: Any, labels: np.ndarray) -> dict[
 
 
 def _say_intrinsic(numbers: dict[str, Any], count: int) -> str:
-    full, low = numbers["given"]["full_rank"], numbers["narrow"]["lower_rank"]
-    given, smooth, narrow = (numbers["routes"][name] for name in ("given", "smooth", "narrow"))
-    aurocs = low.get("auroc_of_errors", {})
+    given, low = numbers["given"], numbers["narrow"]["lower_rank"]
+    off = " and ".join(
+        f"{found['off_a_quarter']['largest']:.2g} at {found['num_images']} images of the {name} one"
+        for name, found in numbers["routes"].items()
+        if name != "narrow"
+    )
     return (
-        f"At {full['count']} of {count} images G of the network given has full rank, and Gauss' "
-        "equation leaves nothing but 1/4; at "
-        f"{numbers['given']['not_defined']} G no longer sees all of D in this precision. The "
-        "Christoffel symbols of the metric, in float64 and one plane an image, give 1/4 to within "
-        f"{given['off_a_quarter']['largest']:.2g} at {given['num_images']} images of this network "
-        f"and {smooth['off_a_quarter']['largest']:.2g} at {smooth['num_images']} of a smooth one. "
-        f"On the network with a layer of {_NARROW} units the curvature has a median of "
-        f"{low['curvature']['median']:.3g} ({low['curvature']['least']:.3g} to "
-        f"{low['curvature']['largest']:.3g}) at {low['count']} images, and the two routes differ "
-        f"by at most {narrow['apart']['largest']:.2g} of it. Its rank correlation with the doubt "
-        f"1 - max p is {low.get('rank_correlation_with_doubt', math.nan):.2f}. {_errors(aurocs)}"
+        f"At {given['full_rank']['count']} of {count} images G of the network given has full rank. "
+        f"The Christoffel symbols, in float64 and one plane an image, give 1/4 to within {off}. "
+        f"With a layer of {_NARROW} units the curvature is {_range(low['curvature'])}. "
+        f"{_say_errors(low)}"
     )
 
 
-def _errors(aurocs: dict[str, float]) -> str:
-    """Say how well a curvature tells errors, whichever of its ends is the sign of one."""
-    if not aurocs:
-        return "There are no errors, or only errors, to tell."
-    found = aurocs["curvature"]
-    turned = f" ({1 - found:.3f} where the smaller is the sign)" if found < 0.5 else ""
-    return (
-        f"It tells errors with an AUROC of {found:.3f}{turned}, the doubt with "
-        f"{aurocs['doubt']:.3f}, the trace with {aurocs['trace']:.3f}."
-    )
+def _range(found: dict[str, float]) -> str:
+    return f"{found['median']:.3g} ({found['least']:.3g} to {found['largest']:.3g})"
+
+
+def _say_errors(found: dict[str, Any]) -> str:
+    """Say how well a curvature tells errors; an AUROC below 0.5 has the smaller as the sign."""
+    scores = ", ".join(f"{k} {v:.3f}" for k, v in found.get("auroc_of_errors", {}).items())
+    return f"AUROC of errors: {scores or 'there are none, or only errors'}."
 
 
 def _extrinsic(bent: Any, flat: Any, along: Any, labels: np.ndarray) -> dict[str, Any]:
-    ratio = along["norm"][:, -1] / along["norm"][:, 0]
+    ratio, fresh = along["norm"][:, -1] / along["norm"][:, 0], along["fresh"]
     numbers = {
-        "smooth": measured.extrinsic_numbers(bent, labels),
-        "given": measured.extrinsic_numbers(flat, labels),
+        "smooth": measures.extrinsic_numbers(bent, labels),
+        "given": measures.extrinsic_numbers(flat, labels),
         "along": {
             "num_paths": len(ratio),
             "stalled": along["stalled"],
-            "num_points": int(along["fresh"].sum()),
-            "end_over_start": measured.quartiles(ratio),
+            "num_points": int(fresh.sum()),
+            "end_over_start": quartiles(ratio),
             "grew": float(np.mean(ratio > 1)),
-            "rank_correlation_with_doubt": measured.rank_correlation(
-                along["norm"][along["fresh"]], along["doubt"][along["fresh"]]
+            "rank_correlation_with_doubt": measures.rank_correlation(
+                along["norm"][fresh], along["doubt"][fresh]
             ),
         },
     }
-    aurocs = numbers["smooth"].get("auroc_of_errors", {})
+    aurocs = numbers["smooth"].get("auroc_of_errors")
     better = aurocs and max(aurocs["curvature"], 1 - aurocs["curvature"]) > aurocs["doubt"]
+    both = {
+        "length of II, median": "norm.median",
+        "twist, median": "twist.median",
+        "mean curvature, median": "mean_curvature.median",
+    }
+    one = {
+        "length of II where the prediction is right": "of_right.median",
+        "where it is wrong": "of_wrong.median",
+        "rank correlation with doubt": "rank_correlation_with_doubt",
+        "rank correlation with trace": "rank_correlation_with_trace",
+    }
     return section(
         title="How leaves bend in input space",
         claim="The extrinsic curvature of the data leaf differs from image to image, and says more "
@@ -197,97 +215,57 @@ def _extrinsic(bent: Any, flat: Any, along: Any, labels: np.ndarray) -> dict[str
         pictures=[],
         columns=("", "smooth network", "network given"),
         rows=[
-            ("length of II, median", "smooth.norm.median", "given.norm.median"),
-            ("where the prediction is right", "smooth.of_right.median", ""),
-            ("where it is wrong", "smooth.of_wrong.median", ""),
-            ("twist, median", "smooth.twist.median", "given.twist.median"),
-            ("mean curvature, median", "smooth.mean_curvature.median",
-             "given.mean_curvature.median"),
-            ("rank correlation with doubt", "smooth.rank_correlation_with_doubt", ""),
-            ("rank correlation with trace", "smooth.rank_correlation_with_trace", ""),
+            *((text, f"smooth.{path}", f"given.{path}") for text, path in both.items()),
+            *((text, f"smooth.{path}", "") for text, path in one.items()),
         ],
-    )  # fmt: skip
-
-
-def _say_extrinsic(numbers: dict[str, Any]) -> str:
-    smooth, given, along = numbers["smooth"], numbers["given"], numbers["along"]
-    medians = [found["median"] for found in smooth["by_class"].values()]
-    return (
-        f"Over {smooth['num_images']} images the second fundamental form of the smooth network has "
-        f"a median length of {smooth['norm']['median']:.3g} ({smooth['norm']['least']:.3g} to "
-        f"{smooth['norm']['largest']:.3g}) per unit of input, and by class medians from "
-        f"{min(medians):.3g} to {max(medians):.3g}; of the network given it is "
-        f"{given['norm']['median']:.2g}. The part that keeps D from being integrable has a median "
-        f"of {smooth['twist']['median']:.3g}. Rank correlation with the doubt: "
-        f"{smooth['rank_correlation_with_doubt']:.2f}, with the trace of G: "
-        f"{smooth['rank_correlation_with_trace']:.2f}. At the {smooth['wrong']} images that are "
-        f"taken for another class the median is {smooth['of_wrong']['median']:.3g}, at the others "
-        f"{smooth['of_right']['median']:.3g}. {_errors(smooth.get('auroc_of_errors', {}))} Along "
-        f"{along['num_paths']} walks, of which {along['stalled']} stalled short of their target, "
-        f"it ends at {along['end_over_start']['median']:.2f} of that at the start (median); "
-        f"{percent(along['grew'])} end where it is larger."
     )
 
 
-def _records(places: Any, given: Any, lower: Any, bent: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "place": int(place),
-            "curvature": given.mean[i] if given.defined[i] else None,
-            "dimension": given.dimension[i],
-            "curvature_narrow": lower.mean[i] if lower.defined[i] else None,
-            "second_fundamental_form": bent.norm[i],
-            "twist": bent.twist[i],
-        }
-        for i, place in enumerate(places)
-    ]
+def _say_extrinsic(numbers: dict[str, Any]) -> str:
+    smooth, along = numbers["smooth"], numbers["along"]
+    medians = [found["median"] for found in smooth["by_class"].values()]
+    return (
+        f"Over {smooth['num_images']} images the length of the second fundamental form of the "
+        f"smooth network is {_range(smooth['norm'])} per unit of input, with class medians from "
+        f"{min(medians):.3g} to {max(medians):.3g}. {_say_errors(smooth)} Along "
+        f"{along['num_paths']} walks it ends at {along['end_over_start']['median']:.2f} of that at "
+        f"the start (median)."
+    )
 
 
-def _draw(whole: Any, lower: Any, over: Any, along: Any, out: Path) -> None:
-    (bent, labels, names), low = over, np.asarray(lower.defined)
-    seen = np.asarray(whole.defined)
+# --- the picture -------------------------------------------------------------------------------
+
+
+def _draw(full: Any, lower: Any, bent: Any, labels: Any, along: Any, names: Any, out: Path) -> None:
     classes = np.unique(labels)
-    by_class = [np.asarray(bent.norm)[labels == label] for label in classes]
-    viz.curves(
-        [
-            viz.Panel(
-                "Curvature in G's metric", "doubt, log10(1 − max p)", "mean sectional curvature",
-                [
-                    _binned("layer of two units", _doubt(lower)[low], lower.mean[low]),
-                    _binned("full rank", _doubt(whole)[seen], whole.koszul[seen]),
-                ],
-            ),
-            viz.Panel(
-                "Bending in input space", "doubt, log10(1 − max p)", "per unit of input",
-                [
-                    _binned("second fundamental form", _doubt(bent), bent.norm),
-                    _binned("twist", _doubt(bent), bent.twist),
-                ],
-            ),
-            viz.Panel(
-                "By class", "class", "second fundamental form",
-                [_levels("median, quartiles", np.arange(len(classes)), by_class, dots=True)],
-                x_names=[names[label] for label in classes],
-            ),
-            viz.Panel(
-                "Along walks on the leaf", "share of the steps taken", "second fundamental form",
-                [_levels("median, quartiles", np.linspace(0, 1, _ROWS), along["norm"].T)],
-            ),
-        ],
-        out / "curvature.png",
-    )  # fmt: skip
+    by_class = [bent.norm[labels == label] for label in classes]
+    doubt = "doubt, log10(1 − max p)"
+    curvatures = [
+        _binned("layer of two units", lower, lower.mean, lower.defined),
+        _binned("full rank", full, full.koszul, full.defined),
+    ]
+    bending = [
+        _binned("second fundamental form", bent, bent.norm),
+        _binned("twist", bent, bent.twist),
+    ]
+    of_classes = [_levels("median, quartiles", np.arange(len(classes)), by_class, dots=True)]
+    on_walks = [_levels("median, quartiles", np.linspace(0, 1, _ROWS), along["norm"].T)]
+    form = "second fundamental form"
+    panels = [
+        viz.Panel("Curvature in G's metric", doubt, "mean sectional curvature", curvatures),
+        viz.Panel("Bending in input space", doubt, "per unit of input", bending),
+        viz.Panel("By class", "class", form, of_classes, x_names=[names[c] for c in classes]),
+        viz.Panel("Along walks on the leaf", "share of the steps taken", form, on_walks),
+    ]
+    viz.curves(panels, out / "curvature.png")
 
 
-def _doubt(found: Any) -> np.ndarray:
-    return 1 - np.asarray(found.probabilities).max(axis=1)
-
-
-def _binned(label: str, doubt: np.ndarray, values: np.ndarray) -> viz.Curve:
+def _binned(label: str, found: Any, values: np.ndarray, where: Any = slice(None)) -> viz.Curve:
     """Return medians and quartiles over images of like doubt, as many in each group."""
-    order = np.argsort(doubt)
-    groups = [group for group in np.array_split(order, min(_BINS, len(order) or 1)) if len(group)]
-    x = [np.log10(max(float(np.median(doubt[group])), 1e-8)) for group in groups]
-    return _levels(label, np.array(x), [np.asarray(values)[group] for group in groups])
+    doubt, values = 1 - found.probabilities[where].max(axis=1), values[where]
+    groups = np.array_split(np.argsort(doubt), min(_BINS, len(doubt) or 1))
+    x = [np.log10(max(float(np.median(doubt[group])), 1e-8)) for group in groups if len(group)]
+    return _levels(label, np.array(x), [values[group] for group in groups if len(group)])
 
 
 def _levels(label: str, x: np.ndarray, groups: Any, *, dots: bool = False) -> viz.Curve:
@@ -297,4 +275,4 @@ def _levels(label: str, x: np.ndarray, groups: Any, *, dots: bool = False) -> vi
 
 
 if __name__ == "__main__":
-    _command.main(Command, measure_command, name="curvature", description=__doc__)
+    commands.main(Command, measure_command, name="curvature", description=__doc__)

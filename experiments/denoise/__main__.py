@@ -33,8 +33,8 @@ from experiments.denoise.leaf import (
 )
 from experiments.harness import command as command_line
 from experiments.harness.command import Count, Found
-from experiments.harness.common import Loaded
 from experiments.harness.judge import judge
+from experiments.harness.networks import Loaded
 from experiments.harness.run import running
 from foliax.apps.denoise import choose
 

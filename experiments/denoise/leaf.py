@@ -11,7 +11,7 @@ import numpy as np
 
 import foliax
 from experiments.denoise.classical import psnr
-from experiments.harness.common import endings
+from experiments.harness.populations import endings
 from experiments.harness.run import in_parts, on_cpu
 from foliax.apps import denoise as app
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.denoise.classical import NOISES
 from experiments.harness.command import setting
-from experiments.harness.common import FAILS, HOLDS, IN_PART
+from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
 from experiments.harness.report import section
 
 MEASURES = ("psnr", "ssim", "judged")

@@ -19,23 +19,18 @@ from typing import Any
 import numpy as np
 
 import foliax
-from experiments.explain import measured as _explain
-from experiments.harness import command as _command
-from experiments.harness.common import outcome, percent
+from experiments.explain import statistics
+from experiments.harness import command as commands
 from experiments.harness.judge import judge
+from experiments.harness.outcomes import outcome, percent
 from experiments.harness.report import section
 from foliax import viz
 
 _SHOWN = 4  # images in the picture
-_TITLE = "The classes nearest to an image on its leaf"
-_CLAIM = (
-    "The distances along the data leaf say which classes an image is near to, as the network's own "
-    "order of probabilities does."
-)
 
 
 @dataclass(frozen=True)
-class Command(_command.Command):
+class Command(commands.Command):
     """Which network, which images, and how they are moved.
 
     Attributes:
@@ -44,104 +39,81 @@ class Command(_command.Command):
         step: Length of a step, normalised units.
     """
 
-    pairs: _command.Count = 50
+    pairs: commands.Count = 50
     steps: int = 500
     step: float = 0.25
     out: Path = Path("out/explain")
 
 
-def run(model: Any, dataset: Any, command: Command) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Explain the images of a command, draw the first ones, and count.
-
-    Args:
-        model: The classifier.
-        dataset: Its data.
-        command: Which images, how, and the folder of the picture.
-
-    Returns:
-        The section of the report (see `_report.section`), and every image by itself.
-    """
-    places = command.starts(len(dataset.test_x))
-    if command.quick:
-        places = places[:12]
+def measure_command(command: Command) -> commands.Found:
+    """Explain the images of a command, draw the first ones, and count."""
+    loaded = command.load()
+    model, dataset = loaded.model, loaded.dataset
+    places = command.starts(len(dataset.test_x))[: 12 if command.quick else None]
     xs = dataset.test_x[places]
-    found = _explain.explain_images(model, xs, step=command.step, max_steps=command.steps)
-    named = _explain.rivals(model, dataset, xs, found.label)
+    found = statistics.explain_images(model, xs, step=command.step, max_steps=command.steps)
+    named = statistics.rivals(model, dataset, xs, found.label)
     oracle = judge(dataset, quick=command.quick)
-    numbers = _explain.summary(found, dataset, dataset.test_y[places], named, oracle)
-    picture = _draw(dataset, xs, found, command.out / "explain.png")
-    told = section(
-        title=_TITLE,
-        claim=_CLAIM,
-        verdict=_judge(numbers),
+    numbers = statistics.summary(found, dataset, dataset.test_y[places], named, oracle)
+    rows = {
+        "classes reached, share": "reached.{}",
+        "to the nearest class, median": "nearest_distance.{}.median",
+        "to all classes, median": "all_distances.{}.median",
+        "G's distance over its bound, median": "over_bound.{}.median",
+    }
+    report = section(
+        title="The classes nearest to an image on its leaf",
+        claim="The distances along the data leaf say which classes an image is near to, as the "
+        "network's own order of probabilities does.",
+        verdict=_verdict(numbers),
         numbers=numbers,
-        pictures=[picture],
+        pictures=[_draw(dataset, xs, found, command.out / "explain.png")],
         columns=("", "input distance", "metric of G"),
         rows=[
-            ("classes reached, share", "reached.input", "reached.metric"),
-            ("to the nearest class, median", "nearest_distance.input.median",
-             "nearest_distance.metric.median"),
-            ("to all classes, median", "all_distances.input.median",
-             "all_distances.metric.median"),
-            ("G's distance over its bound, median", "over_bound.input.median",
-             "over_bound.metric.median"),
+            *((text, path.format("input"), path.format("metric")) for text, path in rows.items()),
             ("rank correlation of the two orders, median", "rank_correlation.median", ""),
         ],
-    )  # fmt: skip
-    return told, _explain.records(found, places, named)
-
-
-def _judge(numbers: dict[str, Any]) -> tuple[str, str]:
-    same = numbers["nearest_in_input_is"]
-    distance = numbers["nearest_distance"]["input"]["median"]
-    second = numbers["second_probable_is"]
-    missed, seen = numbers["misclassified"], numbers["judge"]
-
-    def said(share: float | None) -> str:
-        return "none to tell" if share is None else percent(share)
-
-    told = (
-        f"Of {numbers['num_images']} images, {percent(numbers['reached']['input'])} of the other "
-        f"classes are reached, the nearest one at {distance:.3g} "
-        f"(median, normalised units). The nearest class in input distance is the nearest one in "
-        f"the metric of G in {said(same['nearest in the metric of G'])}, the second most probable "
-        f"one in {said(same['second most probable'])}, the commonest confusion in "
-        f"{said(same['commonest confusion'])} and that of the nearest training image of another "
-        f"class in {said(same['nearest training image of another class'])} (the second most "
-        f"probable class: {said(second['commonest confusion'])} and "
-        f"{said(second['nearest training image of another class'])}). The two orders have a rank "
-        f"correlation of {numbers['rank_correlation']['median']:.3g} (median). In G's metric the "
-        f"nearest class is the second most probable one in "
-        f"{said(second['nearest in the metric of G'])}, as its bound says it must be. Of "
-        f"{missed['count']} images that are misclassified, the true class is the nearest in input "
-        f"distance in {said(missed['true_class_nearest_in_input'])}, the second most probable in "
-        f"{said(missed['true_class_second_probable'])}. Of the images at the boundaries an "
-        f"independent classifier sees the class reached in {said(seen['sees_the_class'])}, and "
-        f"still the label in {said(seen['sees_the_label'])}."
     )
-    return outcome(same["second most probable"]), told
+    images = statistics.records(found, places, named)
+    return commands.Found(loaded, {"explain": report}, {"explain": images})
+
+
+def _verdict(numbers: dict[str, Any]) -> tuple[str, str]:
+    def listed(shares: dict[str, float | None]) -> str:
+        return ", ".join(
+            f"{name.replace('_', ' ')} {'none' if share is None else percent(share)}"
+            for name, share in shares.items()
+            if name not in ("count", "accuracy")
+        )
+
+    text = (
+        f"Of {numbers['num_images']} images, the nearest class in input distance is the "
+        f"{listed(numbers['nearest_in_input_is'])}; the second most probable class is the "
+        f"{listed(numbers['second_probable_is'])}. Of {numbers['misclassified']['count']} "
+        f"misclassified images: {listed(numbers['misclassified'])}. At the boundaries an "
+        f"independent classifier {listed(numbers['judge'])}."
+    )
+    return outcome(numbers["nearest_in_input_is"]["second most probable"]), text
 
 
 def _draw(dataset: Any, xs: Any, found: Any, file: Path) -> tuple[str, str]:
     """Draw two rows an image: the nearest image of every class, and what it changes."""
-    names, images, captions, rows = dataset.class_names, [], [], []
+    names, images, captions = dataset.class_names, [], []
     for i, x in enumerate(xs[:_SHOWN]):
-        label, move = int(found.label[i]), found.nearest
+        label, move, p = int(found.label[i]), found.nearest, found.probabilities[i]
         ends = np.asarray(dataset.to_pixels(np.concatenate([x[None], move.end[i]])))
-        grey = np.broadcast_to(np.clip(ends, 0, 1), (*ends.shape[:-1], 3))
         changes = viz.signed(np.concatenate([0 * x[None], move.end[i] - x]))
         changes[[0, 1 + label]] = np.nan  # gaps: nothing changes there
-        images += [grey, changes]
-        chance = found.probabilities[i]
-        captions.append(f"{names[label]}\np = {chance[label]:.3f}")
+        images += [np.broadcast_to(np.clip(ends, 0, 1), (*ends.shape[:-1], 3)), changes]
+        captions.append(f"{names[label]}\np = {p[label]:.3f}")
         captions += [
-            f"{names[c]}\n{move.chord[i, c]:.2f}, G {found.fisher.fisher[i, c]:.2f}"
+            f"{name}\n{move.chord[i, c]:.2f}, G {found.fisher.fisher[i, c]:.2f}"
             if move.status[i, c] == foliax.Status.arrived
-            else f"{names[c]}\nnot reached"
-            for c in range(len(names))
+            else f"{name}\nnot reached"
+            for c, name in enumerate(names)
         ]
-        captions += ["", *[f"p = {chance[c]:.2g}" for c in range(len(names))]]
-        rows += ["nearest image\nof each class", "change"]
+        captions += ["", *(f"p = {one:.2g}" for one in p)]
+    rows = ["nearest image\nof each class", "change"] * (len(images) // 2)
     viz.strip(np.concatenate(images), captions, file, row_labels=rows)
     return (
         file.name,
@@ -151,12 +123,5 @@ def _draw(dataset: Any, xs: Any, found: Any, file: Path) -> tuple[str, str]:
     )
 
 
-def measure_command(command: Command) -> _command.Found:
-    """Explain the images of a command."""
-    loaded = command.load()
-    found, images = run(loaded.model, loaded.dataset, command)
-    return _command.Found(loaded, {"explain": found}, {"explain": images})
-
-
 if __name__ == "__main__":
-    _command.main(Command, measure_command, name="explain", description=__doc__)
+    commands.main(Command, measure_command, name="explain", description=__doc__)

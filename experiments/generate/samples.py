@@ -1,8 +1,9 @@
 """Samples of a class by several methods, and what is measured of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +13,9 @@ from scipy.spatial.distance import pdist
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
-import foliax
-from experiments.harness import noise as _noise
-from experiments.harness import run as _run
-from experiments.harness.common import predict, quartiles
+from experiments.harness import command, noise, run
 from experiments.harness.judge import Judge
+from experiments.harness.populations import endings, flat, norms, predict, quartiles
 from foliax.apps import generate
 
 LABELS = {
@@ -29,37 +28,41 @@ LABELS = {
     "convex_short": "mixture as far as the walk",
     "real": "training images",
 }
-MADE = ("leaf", "leaf_free", "kernel", "walk")  # by the model
 _SIGMAS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 _REAL = 200  # images of a class that its spread is measured on, at most
+_STEP = 0.2  # of a walk, normalised units
 
 
 @dataclass(frozen=True)
-class Config:
-    """How samples are made.
+class Command(command.Command):
+    """Which networks, which images, and how samples are made.
 
     Attributes:
-        num_starts: Test images that motions start from, as many of each class as of another.
-        start: One place in the test set instead.
-        samples: Samples of each start, ≥ 2.
-        length: How far a free motion goes on the mean, over the mean distance of two training
-            images of a class.
+        pairs: Test images to start from, a multiple of the number of classes.
+        epochs: Epochs of the checkpoint to compare; none for the one of `epoch`.
+        samples: Samples of each start, at least 2.
+        length: How far a free Brownian motion goes on average, over the distance of two images of
+            a class.
         keep: Threshold of p_label, over p_label at the start.
-        num_steps: Steps of a Brownian motion.
-        walk_steps: Steps of a walk, at most.
-        step: Length of a step of a walk, normalised units.
-        seed: Draws starts, targets and noise.
+        steps: Steps of a Brownian motion; a walk takes four times as many at most.
     """
 
-    num_starts: int = 30
-    start: int | None = None
+    pairs: command.Count = 30
+    epochs: tuple[int, ...] = ()
     samples: int = 4
     length: float = 1.0
     keep: float = 0.9
-    num_steps: int = 100
-    walk_steps: int = 400
-    step: float = 0.2
-    seed: int = 0
+    steps: int = 100
+    out: Path = Path("out/generate")
+
+    @property
+    def walk_steps(self) -> int:
+        """Return the steps of a walk, at most."""
+        return 40 if self.quick else 4 * self.steps
+
+    def effective(self) -> "Command":
+        """Return what is run: itself, or a smaller one."""
+        return replace(self, pairs=min(10, self.pairs), steps=20) if self.quick else self
 
 
 class Task(NamedTuple):
@@ -70,7 +73,7 @@ class Task(NamedTuple):
         labels: (N,) their true labels.
         targets: (N, samples) places in the training set, of the same label.
         spread: Mean distance of two training images of a class, by class.
-        reading: Mean reading of the noise of test images, and its calibration.
+        reading: Calibration of the noise of test images.
         nearest: Fitted on the training images.
         near: Median distance of a test image from the nearest training image.
     """
@@ -79,12 +82,19 @@ class Task(NamedTuple):
     labels: np.ndarray
     targets: np.ndarray
     spread: np.ndarray
-    reading: Any
-    nearest: Any
+    reading: noise.Calibration
+    nearest: NearestNeighbors
     near: float
 
 
-def prepare(dataset: Any, config: Config) -> Task:
+class Made(NamedTuple):
+    """Samples by one method, (N, samples, *shape), and their motions; None where there are none."""
+
+    images: np.ndarray
+    motion: Any = None
+
+
+def prepare(dataset: Any, config: Command) -> Task:
     """Draw starts and targets, and measure the real images that samples are compared with."""
     if config.samples < 2:
         raise ValueError(
@@ -95,36 +105,26 @@ def prepare(dataset: Any, config: Config) -> Task:
     labels = dataset.test_y[places]
     members = [np.flatnonzero(dataset.train_y == c) for c in range(dataset.num_classes)]
     targets = np.stack([rng.choice(members[y], config.samples, replace=False) for y in labels])
-    spread = np.array([np.mean(pdist(_flat(dataset.train_x[m[:_REAL]]))) for m in members])
-    nearest = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(_flat(dataset.train_x))
-    near = np.median(nearest.kneighbors(_flat(dataset.test_x[:_REAL]), 1)[0])
-    reading = _noise.calibrate(dataset, config.seed, len(dataset.test_x), _SIGMAS)
+    spread = np.array([np.mean(pdist(flat(dataset.train_x[m[:_REAL]]))) for m in members])
+    nearest = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(flat(dataset.train_x))
+    near = np.median(nearest.kneighbors(flat(dataset.test_x[:_REAL]), 1)[0])
+    reading = noise.calibrate(dataset, config.seed, len(dataset.test_x), _SIGMAS)
     return Task(places, labels, targets, spread, reading, nearest, float(near))
 
 
-def _starts(dataset: Any, config: Config, rng: Any) -> np.ndarray:
+def _starts(dataset: Any, config: Command, rng: Any) -> np.ndarray:
+    """Return places of test images, as many of each class."""
     if config.start is not None:
         return np.array([config.start])
-    each, left = divmod(config.num_starts, dataset.num_classes)
+    classes = dataset.num_classes
+    each, left = divmod(config.pairs, classes)
     if left or each < 1:
-        raise ValueError(
-            f"images must be a multiple of the {dataset.num_classes} classes, got "
-            f"{config.num_starts}"
-        )
+        raise ValueError(f"images must be a multiple of the {classes} classes, got {config.pairs}")
     order = rng.permutation(len(dataset.test_y))
-    return np.concatenate(
-        [order[dataset.test_y[order] == c][:each] for c in range(dataset.num_classes)]
-    )
+    return np.concatenate([order[dataset.test_y[order] == c][:each] for c in range(classes)])
 
 
-class Made(NamedTuple):
-    """Samples by one method, (N, samples, *shape), and how their motions went; None for others."""
-
-    images: np.ndarray
-    motion: Any = None
-
-
-def make(model: Any, dataset: Any, task: Task, config: Config) -> dict[str, Made]:
+def make(model: Any, dataset: Any, task: Task, config: Command) -> dict[str, Made]:
     """Make samples of every start by every method."""
     count, key = config.samples, jax.random.key(config.seed)
     starts = dataset.test_x[task.places]
@@ -132,30 +132,27 @@ def make(model: Any, dataset: Any, task: Task, config: Config) -> dict[str, Made
     labels = np.repeat(task.labels, count).astype(np.int32)
     targets = dataset.train_x[task.targets.ravel()]
     floor = config.keep * np.asarray(_p_label(model, xs, labels))
-    size, flat = xs[0].size, dataset.num_classes - 1
+    size, dimension = xs[0].size, dataset.num_classes - 1
     length = config.length * float(np.mean(task.spread[task.labels]))
     seeds = jax.random.key_data(jax.random.split(key, len(xs)))
-    common: dict[str, Any] = {"num_steps": config.num_steps, "save_every": config.num_steps}
-    ways: dict[str, tuple[Any, float, dict[str, Any]]] = {
-        "leaf": (floor, length**2 / flat, {}),
-        "leaf_free": (0 * floor, length**2 / flat, {}),
-        "kernel": (floor, length**2 / (size - flat), {"along": "kernel", "box": dataset.box}),
-    }
-    found = {}
-    bar = tqdm(total=len(MADE), leave=False, dynamic_ncols=True)
-    for name, (least, time, options) in ways.items():
-        bar.set_description(LABELS[name])
-        fn = partial(_diffused, time=time, **options, **common)
-        found[name] = _run.in_parts(fn, model, xs, seeds, labels, least)
-        bar.update()
-    bar.set_description(LABELS["walk"])
-    fn = partial(
-        _approached, step=config.step, max_steps=config.walk_steps, save_every=config.walk_steps,
-        stall=1e-2, block=1 if _run.on_cpu() else len(xs),  # walks differ much in length
+    motion = partial(_diffused, num_steps=config.steps, save_every=config.steps)
+    on_leaf = partial(motion, time=length**2 / dimension)
+    off_leaf = partial(motion, time=length**2 / (size - dimension), along="kernel", box=dataset.box)
+    walk = partial(
+        _approached, step=_STEP, max_steps=config.walk_steps, save_every=config.walk_steps,
+        stall=1e-2, block=1 if run.on_cpu() else len(xs),  # walks differ much in length
     )  # fmt: skip
-    found["walk"] = _run.in_parts(fn, model, xs, targets, labels, floor)
-    made = {name: Made(np.asarray(motion.end), motion) for name, motion in found.items()}
-    bar.close()
+    programs = {
+        "leaf": (on_leaf, seeds, floor),
+        "leaf_free": (on_leaf, seeds, 0 * floor),
+        "kernel": (off_leaf, seeds, floor),
+        "walk": (walk, targets, floor),
+    }
+    made: dict[str, Made] = {}
+    for name, (fn, goals, least) in (bar := tqdm(programs.items(), leave=False)):
+        bar.set_description(LABELS[name])
+        found = run.in_parts(fn, model, xs, goals, labels, least)
+        made[name] = Made(np.asarray(found.end), found)
     made |= _baselines(xs, targets, made, key)
     shape = (len(starts), count, *starts.shape[1:])
     return {name: one._replace(images=one.images.reshape(shape)) for name, one in made.items()}
@@ -172,10 +169,10 @@ def _approached(model: Any, xs: Any, targets: Any, labels: Any, floor: Any, **op
 
 def _baselines(xs: Any, targets: Any, made: Mapping[str, Made], key: Any) -> dict[str, Made]:
     """Return what needs no model: noise as long as the leaf's motion, and mixtures."""
-    noise = np.asarray(jax.random.normal(jax.random.fold_in(key, 1), xs.shape, xs.dtype))
+    white = np.asarray(jax.random.normal(jax.random.fold_in(key, 1), xs.shape, xs.dtype))
     to_target = targets - xs
     return {
-        "noise": Made(xs + _as_long(noise, made["leaf"].images - xs)),
+        "noise": Made(xs + _as_long(white, made["leaf"].images - xs)),
         "convex": Made(xs + to_target / 2),
         "convex_short": Made(xs + _as_long(to_target, made["walk"].images - xs)),
         "real": Made(targets),
@@ -183,8 +180,8 @@ def _baselines(xs: Any, targets: Any, made: Mapping[str, Made], key: Any) -> dic
 
 
 def _as_long(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
-    one, other = (np.linalg.norm(_flat(each), axis=1) for each in (vectors, others))
-    return vectors * (other / one).reshape(-1, *(1,) * (vectors.ndim - 1)).astype(vectors.dtype)
+    ratio = norms(others) / norms(vectors)
+    return vectors * ratio.reshape(-1, *(1,) * (vectors.ndim - 1)).astype(vectors.dtype)
 
 
 # --- measures ----------------------------------------------------------------------------------
@@ -205,11 +202,12 @@ def _measure(
     shown = np.asarray(dataset.box.clip(raw))
     starts = np.repeat(dataset.test_x[task.places], count, axis=0)
     labels = np.repeat(task.labels, count)
-    spread = task.spread[labels]
     rank = 1 if name == "real" else 0  # a training image is its own nearest
-    near = task.nearest.kneighbors(_flat(shown), 2)[0][:, rank]
-    reading = float(_noise.whole_readings(dataset.to_pixels(shown)).mean())
+    near = task.nearest.kneighbors(flat(shown), 2)[0][:, rank]
+    reading = float(noise.whole_readings(dataset.to_pixels(shown)).mean())
     kept = judge.predict(shown) == labels
+    classes = np.unique(task.labels)
+    by_class = [shown[labels == c] for c in classes]
     numbers = {
         "agreement": np.mean(kept),
         "kept_of_start": kept.reshape(-1, count).mean(axis=1),
@@ -219,38 +217,25 @@ def _measure(
         "reading": reading,
         "noise": float(task.reading.sigma(reading)),
         "nearest_training": float(np.median(near) / task.near),
-        "moved": quartiles(np.linalg.norm(_flat(shown - starts), axis=1) / spread),
-        "diversity_of_start": _diversity(made.images, task, dataset),
-        "diversity_of_class": _diversity(_by_class(made.images, task), task, dataset),
+        "moved": quartiles(norms(shown - starts) / task.spread[labels]),
+        "diversity_of_start": _diversity(shown.reshape(made.images.shape), task.labels, task),
+        "diversity_of_class": _diversity(by_class, classes, task),
         "box_excess": float(np.mean(np.abs(raw - shown) > 1e-5)),
     }
     if made.motion is not None:
-        numbers |= _story(made.motion)
+        accepted, refused = made.motion.accepted, made.motion.refused
+        numbers |= {
+            "accepted": quartiles(accepted),
+            "refused": float(refused.sum() / max(1, (accepted + refused).sum())),
+            "ended": endings(made.motion),
+        }
     return numbers
 
 
-def _story(motion: Any) -> dict[str, Any]:
-    """Return how motions went."""
-    accepted, refused = np.asarray(motion.accepted), np.asarray(motion.refused)
-    return {
-        "accepted": quartiles(accepted),
-        "refused": float(refused.sum() / max(1, (accepted + refused).sum())),
-        "ended": {s.name: float(np.mean(np.asarray(motion.status) == s)) for s in foliax.Status},
-    }
-
-
-def _diversity(groups: Any, task: Task, dataset: Any) -> float:
+def _diversity(groups: Any, labels: np.ndarray, task: Task) -> float:
     """Return the mean distance of two samples of a group, over that of two real ones."""
-    labels = task.labels if len(groups) == len(task.labels) else np.unique(task.labels)
-    ratios = [
-        np.mean(pdist(_flat(np.asarray(dataset.box.clip(group))))) / task.spread[label]
-        for group, label in zip(groups, labels, strict=True)
-    ]
-    return float(np.mean(ratios))
-
-
-def _by_class(images: np.ndarray, task: Task) -> list[np.ndarray]:
-    return [images[task.labels == c].reshape(-1, *images.shape[2:]) for c in np.unique(task.labels)]
+    mean = [np.mean(pdist(flat(group))) for group in groups]
+    return float(np.mean(mean / task.spread[labels]))
 
 
 @jax.jit
@@ -259,19 +244,8 @@ def _p_label(model: Any, xs: Any, labels: Any) -> jax.Array:
     return jnp.take_along_axis(p, jnp.asarray(labels)[:, None], axis=1)[:, 0]
 
 
-def gain(measured: Mapping[str, Any], over: str = "noise") -> dict[str, float]:
-    """Return how much oftener the leaf keeps the label than another method, with standard error."""
-    pairs = measured["leaf"]["kept_of_start"] - measured[over]["kept_of_start"]
+def gain(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return by how much more the leaf keeps the label than white noise, with standard error."""
+    pairs = measured["leaf"]["kept_of_start"] - measured["noise"]["kept_of_start"]
     error = np.std(pairs, ddof=1) / np.sqrt(len(pairs)) if len(pairs) > 1 else np.nan
     return {"mean": float(np.mean(pairs)), "error": float(error)}
-
-
-def trace(model: Any, xs: Any) -> float:
-    """Return the mean trace of G at images."""
-    found = _run.sweep(foliax.trace, model, np.asarray(xs), progress=False)
-    return float(np.mean(found))
-
-
-def _flat(images: Any) -> np.ndarray:
-    images = np.asarray(images, np.float64)
-    return images.reshape(len(images), -1)

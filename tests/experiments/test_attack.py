@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments.attack import __main__ as attack
-from experiments.attack import measured as _attack
-from experiments.harness import command as _command
+from experiments.attack import runs
+from experiments.harness.command import perform
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -23,7 +23,7 @@ def smoke(tmp_path_factory, quick_compilation):
         pairs=20, penalties=(1.0,), hidden=16, epochs=2, rate=3e-3, steps=4, out=out
     )
     with jax.enable_x64(False):
-        found = _command.perform(command, attack.measure_command, title="attack")
+        found = perform(command, attack.measure_command, title="attack")
     return out, found["claims"]
 
 
@@ -31,7 +31,7 @@ def test_farther_fools_more_and_the_gradient_more_than_chance(smoke):
     numbers = smoke[1]["spectral"]["numbers"]
     rates = numbers["attacks"]
     assert 10 < numbers["num_images"] <= 20
-    assert set(rates) == set(_attack.attacks(4))
+    assert set(rates) == set(runs.attacks(4))
     for one in rates.values():
         assert len(one["fooled"]) == len(numbers["budgets"]) == 8
         assert one["fooled_mean"] == pytest.approx(np.mean(one["fooled"]))
@@ -62,16 +62,16 @@ def test_everything_is_written(smoke):
 
 
 def test_the_control_is_as_accurate():
-    networks = [_attack.Hardened(None, 0.0, i + 1, a) for i, a in enumerate((0.5, 0.8, 0.9))]
-    assert _attack.as_accurate(networks, 0.78).epoch == 2
+    networks = [runs.Penalised(None, 0.0, i + 1, a) for i, a in enumerate((0.5, 0.8, 0.9))]
+    assert runs.as_accurate(networks, 0.78).epoch == 2
 
 
 def test_seeds_do_not_depend_on_the_number_of_images():
-    np.testing.assert_array_equal(_attack.seeds_of(3, 5), _attack.seeds_of(3, 9)[:5])
-    assert len(set(_attack.seeds_of(0, 100).tolist() + _attack.seeds_of(1, 100).tolist())) == 200
+    np.testing.assert_array_equal(runs.seeds_of(3, 5), runs.seeds_of(3, 9)[:5])
+    assert len(set(runs.seeds_of(0, 100).tolist() + runs.seeds_of(1, 100).tolist())) == 200
 
 
 def test_the_largest_budget_is_a_distance_to_the_training_set():
     data = zoo.load_digits()
     xs = data.train_x[:4] + 0.25  # 64 pixels: 2 away from itself, if nothing is nearer
-    assert _attack.largest_budget(data, xs) == pytest.approx(2, rel=1e-4)
+    assert runs.largest_budget(data, xs) == pytest.approx(2, rel=1e-4)

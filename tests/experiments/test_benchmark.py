@@ -18,7 +18,7 @@ from experiments.benchmark import timing as method
 from experiments.benchmark.bench import Bench, Sizes
 from experiments.benchmark.rows import ROWS, SLOW
 from experiments.benchmark.timing import FOLIAX, FORWARD, FUNC, LOOP
-from experiments.harness.common import Loaded
+from experiments.harness.networks import Loaded
 from foliax import fisher, zoo
 from foliax.zoo.train_config import make_optimizer
 from foliax.zoo.train_step import TrainState, train_step

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments.curvature import __main__ as curvature
-from experiments.curvature import measured as _curvature
-from experiments.harness import command as _command
+from experiments.curvature import measures
+from experiments.harness.command import perform
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -21,7 +21,7 @@ def smoke(tmp_path_factory, quick_compilation):
     out = tmp_path_factory.mktemp("curvature")
     command = curvature.Command(pairs=16, hidden=12, epochs=2, steps=20, out=out)
     with jax.enable_x64(False):
-        found = _command.perform(command, curvature.measure_command, title="curvature")
+        found = perform(command, curvature.measure_command, title="curvature")
     return out, found["claims"]
 
 
@@ -63,6 +63,6 @@ def test_everything_is_written(smoke):
 def test_a_trained_network_repeats():
     data = zoo.load_digits()
     with jax.enable_x64(False):
-        models = [_curvature.trained(data, (64, 8, 10), epochs=1, seed=3) for _ in range(2)]
+        models = [measures.trained(data, (64, 8, 10), epochs=1, seed=3) for _ in range(2)]
     for a, b in zip(*map(jax.tree.leaves, models), strict=True):
         np.testing.assert_array_equal(a, b)

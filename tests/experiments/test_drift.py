@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments.drift import __main__ as drift
+from experiments.drift.integrators import TSIT5
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def smoke(tmp_path_factory, quick_compilation):
     """Return the output folder of a small run, in float32 as users run it, and its results."""
     out = tmp_path_factory.mktemp("drift")
-    config = drift.Config(out=out, images=2, steps=60, walks=0, quick=True)
+    config = drift.Config(out=out, images=2, steps=60, quick=True)
     with jax.enable_x64(False):
         return out, drift.run(config)
 
@@ -38,9 +39,9 @@ def test_jacobians_are_counted_with_rejected_steps(smoke):
     assert rows["published"]["jacobians"] == 61
     assert rows["euler"]["jacobians"] <= 61
     adaptive = rows["adaptive_0.001"]
-    assert adaptive["jacobians"] >= 1 + drift.TSIT5
-    assert adaptive["jacobians"] <= 1 + drift.TSIT5 * 60
-    assert (adaptive["jacobians"] - 1) * 2 % drift.TSIT5 == 0  # whole steps, of two images
+    assert adaptive["jacobians"] >= 1 + TSIT5
+    assert adaptive["jacobians"] <= 1 + TSIT5 * 60
+    assert (adaptive["jacobians"] - 1) * 2 % TSIT5 == 0  # whole steps, of two images
 
 
 @pytest.mark.slow
@@ -49,11 +50,6 @@ def test_walks_come_nearer(smoke):
     for row in results["toward_target"].values():
         assert 0 < row["residual"] < 1
         assert row["jacobians"] <= 61
-
-
-def test_a_block_runs_until_its_slowest_walk_has_ended():
-    steps = np.array([1, 5, 2, 2, 3])
-    assert [drift.steps_run(steps, block) for block in (1, 2, 5)] == [13, 17, 25]
 
 
 @pytest.mark.slow
@@ -73,9 +69,9 @@ def test_fashion_mnist_needs_a_network():
 
 
 def test_times_are_compared_step_by_step():
-    ways = {"published": drift.Method("", {}, 1), "other": drift.Method("", {}, 2)}
-    path = type("Ran", (), {"num_steps": np.array([10, 10])})()
-    found = {"published": [(path, 2.0, 11.0)], "other": [(path, 6.0, 21.0)]}
-    table = drift.times(found, ways)
+    def ran(steps):
+        return type("Path", (), {"num_steps": np.full(2, 10), "num_attempts": np.full(2, steps)})()
+
+    table = drift.times({"published": [(ran(10), 2.0)], "other": [(ran(10), 6.0)]})
     assert table["other"]["per_step_to_published"] == pytest.approx(3)
     assert table["published"]["ms_per_step"] == pytest.approx(100)

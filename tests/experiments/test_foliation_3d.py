@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.tree_util import Partial
 from PIL import Image
 
 from experiments import foliation_3d
-from experiments.harness import curves as _curves
+from experiments.foliations import curves
+from foliax import zoo
 from foliax.viz.space import Sheet, Space, Strands, space
 
 
@@ -44,8 +46,8 @@ def test_a_smooth_network_is_not_involutive(smoke):
 
 
 def test_a_network_of_flat_pieces_is_involutive():
-    model = foliation_3d.zoo.MLP((3, 16, 3), rngs=foliation_3d.nnx.Rngs(0))
-    found = foliation_3d._involutivity(model, np.random.default_rng(0).normal(size=(20, 3)))
+    model = zoo.MLP((3, 16, 3), rngs=nnx.Rngs(0))
+    found = foliation_3d.involutivity(model, np.random.default_rng(0).normal(size=(20, 3)))
     assert jnp.all(found.outside == 0)
     np.testing.assert_array_equal(found.dimension_with_brackets, found.dimension)
 
@@ -68,18 +70,18 @@ def test_pictures_are_written_and_results_are_numbers(smoke):
 
 
 def test_singular_points_are_found_isolated_and_on_curves():
-    seeds = _curves.lattice(3, 0.5, axes=3).astype(float)
+    seeds = curves.lattice(3, 0.5, axes=3).astype(float)
 
     def saddle(x):
         return jnp.stack([x[0] * x[1] + (x[2] - 0.3) ** 2, jnp.zeros(())])
 
-    (found,) = _curves.singular_points(Partial(saddle), seeds, edge=1.0, gap=0.01)
+    (found,) = curves.singular_points(Partial(saddle), seeds, edge=1.0, gap=0.01)
     np.testing.assert_allclose(found, [0, 0, 0.3], atol=1e-5)
 
     def turned(x):  # about the third axis, on which one gradient is lost
         return jnp.stack([x[0] ** 2 + x[1] ** 2, x[2], jnp.zeros(())])
 
-    found = _curves.singular_points(Partial(turned), seeds, edge=1.0, gap=0.1)
+    found = curves.singular_points(Partial(turned), seeds, edge=1.0, gap=0.1)
     assert len(found) >= 3
     np.testing.assert_allclose(found[:, :2], 0, atol=1e-5)
 

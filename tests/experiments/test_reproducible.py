@@ -56,7 +56,7 @@ POPULATIONS = {
     "curvature": (curvature, curvature.Command(pairs=4, hidden=6, epochs=1, steps=4, quick=True)),
 }  # fmt: skip
 OTHERS = {
-    "drift": (drift, drift.Config(images=2, steps=60, walks=0, quick=True)),
+    "drift": (drift, drift.Config(images=2, steps=60, quick=True)),
     "foliation_2d": (foliation_2d, foliation_2d.Config(activations=("gelu",), quick=True)),
     "foliation_3d": (foliation_3d, foliation_3d.Config(activations=("gelu",), quick=True)),
     "natural_gradient": (natural_gradient, natural_gradient.Config(quick=True)),

@@ -10,14 +10,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from experiments.harness import command as _command
+from experiments.harness.command import perform
 from experiments.ood.baselines import outputs, penultimate
 from experiments.transfer import __main__ as transfer
-from experiments.transfer import measured as _transfer
-from experiments.transfer import sets as _transfer_sets
-from experiments.transfer.sets import Wanted, in_shape, labelled_sets
+from experiments.transfer import comparison
+from experiments.transfer import sets as transfer_sets
+from experiments.transfer.sets import Labelled, Wanted, in_shape, labelled_sets
 from foliax import zoo
-from foliax.apps.transfer import log_spectra
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -36,7 +35,7 @@ def no_fashion():
                 raise FileNotFoundError(f"{name!r} is not prepared")
             return load(name)
 
-        patch.setattr(_transfer_sets.zoo, "load_dataset", without)
+        patch.setattr(transfer_sets.zoo, "load_dataset", without)
         yield
 
 
@@ -55,7 +54,7 @@ def smoke(tmp_path_factory, no_fashion, quick_compilation):
     with jax.enable_x64(False):
         for out in outs:
             command = replace(COMMAND, out=out)
-            _command.perform(command, transfer.measure_command, title="transfer")
+            perform(command, transfer.measure_command, title="transfer")
     return outs
 
 
@@ -130,13 +129,18 @@ def test_images_are_brought_into_shape():
     np.testing.assert_allclose(in_shape(pixels, (8, 8, 3)), colour, rtol=1e-6)
 
 
-def test_a_larger_network_gets_digits_twice():
+@pytest.fixture(scope="module")
+def larger(no_fashion):
+    """Return 28×28 data of noise, how little is wanted, and the sets that others make."""
     rng = np.random.default_rng(0)
-    pixels, labels = rng.uniform(size=(50, 28, 28, 1)), np.arange(50) % 10
-    data = zoo.from_arrays(
-        "other", (pixels, labels), (pixels, labels), class_names=tuple("abcdefghij")
-    )
-    sets, left_out = _transfer_sets._foreign(data, WANTED._replace(train=8, test=4), ())
+    part = rng.uniform(size=(50, 28, 28, 1)), np.arange(50) % 10
+    data = zoo.from_arrays("other", part, part, class_names=tuple("abcdefghij"))
+    wanted = WANTED._replace(train=8, test=4)
+    return data, wanted, transfer_sets.foreign(data, wanted, ())
+
+
+def test_a_larger_network_gets_digits_twice(larger):
+    data, _, (sets, left_out) = larger
     assert set(sets) == {"digits", "digits, padded", "photographs"}
     assert left_out == {}
     digits = np.asarray(data.to_pixels(sets["digits, padded"].test_x))
@@ -144,16 +148,11 @@ def test_a_larger_network_gets_digits_twice():
     assert digits.max() == pytest.approx(1)
 
 
-def test_padded_digits_are_changed_as_its_own_data_are():
-    rng = np.random.default_rng(0)
-    pixels, labels = rng.uniform(size=(50, 28, 28, 1)), np.arange(50) % 10
-    data = zoo.from_arrays(
-        "other", (pixels, labels), (pixels, labels), class_names=tuple("abcdefghij")
-    )
+def test_padded_digits_are_changed_as_its_own_data_are(larger):
+    data, wanted, (sets, _) = larger
     model = zoo.MLP((784, 10), rngs=nnx.Rngs(0))
-    wanted = WANTED._replace(train=8, test=4)
-    digits = _transfer_sets._foreign(data, wanted, ())[0]["digits, padded"]
-    found = _transfer_sets._versions(model, data, "padded", digits, wanted)
+    digits = sets["digits, padded"]
+    found = transfer_sets.padded_versions(model, data, digits, wanted)
     changes = ("mirrored", "permuted", "noisy", "adversarial")
     assert list(found) == [f"padded, {change}" for change in changes]
     mirrored, permuted, _, adversarial = found.values()
@@ -172,25 +171,29 @@ def test_what_is_not_prepared_or_is_its_own_is_refused(shown):
     with pytest.raises(ValueError, match="others must not name the network's own data, 'digits'"):
         labelled_sets(model, data, WANTED, ("digits",))
     with pytest.raises(FileNotFoundError, match="'kmnist' is not prepared"):
-        _transfer_sets._foreign(data, WANTED._replace(train=8, test=4), ("kmnist",))
+        transfer_sets.foreign(data, WANTED._replace(train=8, test=4), ("kmnist",))
 
 
 # --- what is measured --------------------------------------------------------------------------
 
 
-def test_a_last_layer_is_retrained_on_what_it_sees():
+def test_a_last_layer_is_retrained_on_what_it_is_given():
     rng = np.random.default_rng(0)
     labels = np.arange(90) % 3
-    told = np.eye(3)[labels] + 0.1 * rng.normal(size=(90, 3))
-    blind = rng.normal(size=(90, 3))
-    parts = [(xs[:60], labels[:60], xs[60:], labels[60:]) for xs in (told, blind)]
-    assert _transfer.retrained(*parts[0], seed=0) == 1
-    assert _transfer.retrained(*parts[1], seed=0) < 0.7
+    one_hot = np.eye(3)[labels] + 0.1 * rng.normal(size=(90, 3))
+    accuracies = [
+        comparison.retrained(
+            comparison._pixels, Labelled(xs[:60], labels[:60], xs[60:], labels[60:], ""), seed=0
+        )
+        for xs in (one_hot, rng.normal(size=(90, 3)))
+    ]
+    assert accuracies[0] == 1
+    assert accuracies[1] < 0.7
 
 
 def test_an_untrained_network_has_the_same_architecture(shown):
     model, data, _ = shown
-    other = _transfer.untrained(model, 0)
+    other = comparison.untrained(model, 0)
     assert other.config == model.config
     seen = [outputs(penultimate(each), data.test_x[:5]) for each in (model, other)]
     assert seen[0].shape == seen[1].shape == (5, 48)
@@ -202,11 +205,11 @@ def test_comparison_ranks_the_sets_without_the_own():
 
     def made(shift, accuracy):
         values = np.sort(10 ** rng.normal(size=(400, 3)), axis=1)[:, ::-1] * 10**shift
-        logs = np.asarray(log_spectra(values))
-        return _transfer.Measured(values, logs, accuracy, 0.5, 0.9, None, shift, 10, 5, 3)
+        accuracies = {"retrained": accuracy, "untrained": 0.5, "pixels": 0.9, "as_it_is": None}
+        return comparison.Measured(values, accuracies, shift, {})
 
     found = {"own": made(0, 0.2), "a": made(1, 0.9), "b": made(2, 0.8), "c": made(-3, 0.7)}
-    numbers = _transfer.compare(found)
+    numbers = comparison.compare(found)
     ranks = numbers["rank_correlation"]
     assert ranks["spectral"]["retrained"]["rho"] == pytest.approx(-1)
     assert ranks["trace"]["over_untrained"]["rho"] == pytest.approx(-1)
@@ -263,7 +266,7 @@ def test_a_run_repeats(smoke):
 )
 def test_a_command_refuses(options, match):
     with pytest.raises(ValueError, match=match):
-        replace(COMMAND, **options).check()
+        replace(COMMAND, **options).effective()
 
 
 def test_quick_is_smaller():

@@ -1,4 +1,4 @@
-"""Small networks on points of the plane or of space, and curves along their foliations."""
+"""Curves along foliations of the plane or of space, and where D loses a dimension."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,40 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 import foliax
 from foliax.foliation import contrast_jacobian
 
-NAMES = {"relu": "ReLU", "gelu": "GELU", "sigmoid": "sigmoid"}
 _NEWTON_STEPS = 40
-Way = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-# --- networks ----------------------------------------------------------------------------------
-
-
-def train(model: Any, xs: Any, ys: Any, epochs: int) -> tuple[Any, float]:
-    """Return the network after so many full-batch steps of Adam, and its accuracy."""
-    optimizer = optax.adam(0.02)
-
-    def loss(model: Any) -> jax.Array:
-        logits = jax.vmap(model)(xs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, ys).mean()
-
-    def update(carry: Any, _: None) -> tuple[Any, None]:
-        model, state = carry
-        change, state = optimizer.update(jax.grad(loss)(model), state)
-        return (optax.apply_updates(model, change), state), None
-
-    @jax.jit
-    def fit(model: Any) -> tuple[Any, jax.Array]:
-        (model, _), _ = lax.scan(update, (model, optimizer.init(model)), length=epochs)
-        return model, jnp.mean(jnp.argmax(jax.vmap(model)(xs), axis=1) == ys)
-
-    model, share = fit(model)
-    return model, float(share)
+Turn = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @jax.jit
@@ -68,12 +41,12 @@ def follow(
     pieces: int,
     piece_steps: int,
     step: float,
-    way: Way | None = None,
+    turn: Turn | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Follow the leaf through each seed, to both sides, drift after drift.
 
     A drift goes as far as its direction has a part to follow; where a curve bends, the next one
-    takes a direction anew. A curve that turns back has met a ridge, and ends.
+    takes a new direction. A curve that turns back has met a ridge, and ends.
 
     Args:
         model: The network.
@@ -83,36 +56,35 @@ def follow(
         pieces: Drifts a side.
         piece_steps: Steps of a drift.
         step: Length of a step.
-        way: Gives the directions to go on in, of the points and of the last steps there; None to
+        turn: Gives the directions to go on in, from the points and the last steps there; None to
             go on in those of the last steps.
 
     Returns:
         Curves (2N, points, n), where i and i + N are the two sides of a seed, and the logits on
         them.
     """
-    xs, ways = np.concatenate([seeds, seeds]), np.concatenate([directions, -directions])
+    xs, ahead = np.concatenate([seeds, seeds]), np.concatenate([directions, -directions])
     points, logits, ended = [], [], np.zeros(len(xs), bool)
     for _ in range(pieces):
         found = foliax.drifts(
-            model, xs, ways.astype(xs.dtype), along=along, block=len(xs), step=step,
+            model, xs, ahead.astype(xs.dtype), along=along, block=len(xs), step=step,
             max_steps=piece_steps, save_every=1,
         )  # fmt: skip
         piece = np.where(ended[:, None, None], xs[:, None], np.asarray(found.points))
         ended |= np.asarray(found.status) != foliax.Status.completed
         points.append(piece)
         logits.append(np.asarray(found.logits))
-        xs, ways = piece[:, -1], _last_way(piece, ways)
-        ways = ways if way is None else way(xs, ways)
+        xs, ahead = piece[:, -1], _last_step(piece, ahead)
+        ahead = ahead if turn is None else turn(xs, ahead)
     return np.concatenate(points, axis=1), np.concatenate(logits, axis=1)
 
 
-def _last_way(piece: np.ndarray, directions: np.ndarray) -> np.ndarray:
+def _last_step(piece: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """Return the last step that went anywhere, or the old direction where none did."""
     steps = np.diff(piece, axis=1)
     moved = np.linalg.norm(steps, axis=2) > 0
     last = moved.shape[1] - 1 - moved[:, ::-1].argmax(axis=1)
-    ways = steps[np.arange(len(steps)), last]
-    return np.where(moved.any(axis=1)[:, None], ways, directions)
+    return np.where(moved.any(axis=1)[:, None], steps[np.arange(len(steps)), last], directions)
 
 
 def spaced(curves: np.ndarray, gap: float, edge: float) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""What attacks do to a network at each budget, and what a penalty on trace G does about it."""
+"""Attacks on many images at each budget, and networks trained with a penalty on trace G."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from sklearn.neighbors import NearestNeighbors
 
 import foliax
-from experiments.harness import run as _run
-from experiments.harness.common import predict
+from experiments.harness.run import sweep
 from foliax import zoo
 from foliax.apps import attack
 
-_TRAIN_SHOWN = 1000  # images at which the trace is averaged
+ONE, TWO, EIGHT = "one step along the top eigenvector", "two steps", "eight steps"
+RANDOM, GEODESIC, GRADIENT = "random direction", "geodesic", "gradient"
+SIGNS, PROJECTED = "gradient, signs (FGSM)", "projected gradient (PGD)"
+_TRACED = 1000  # images at which the trace is averaged
 
 
 class Outcome(NamedTuple):
@@ -35,51 +37,46 @@ class Outcome(NamedTuple):
 
 
 def attacks(steps: int) -> dict[str, Callable[..., attack.Attacked]]:
-    """Return the attacks by name; each takes a model, an image, a key, a budget and a box."""
+    """Return the attacks by name; all but the random one ignore their key."""
 
-    def named(function: Any, **options: Any) -> Callable[..., attack.Attacked]:
-        def run(model: Any, x: Any, key: Any, budget: Any, box: Any) -> attack.Attacked:
-            del key  # nothing random
-            return function(model, x, budget, box=box, **options)
-
-        return run
-
-    def random(model: Any, x: Any, key: Any, budget: Any, box: Any) -> attack.Attacked:
-        return attack.random_direction(model, x, budget, key, box=box)
+    def fixed(function: Any, **options: Any) -> Callable[..., attack.Attacked]:
+        return lambda model, x, _, budget, box: function(model, x, budget, box=box, **options)
 
     return {
-        "random direction": random,
-        "one step along the top eigenvector": named(attack.spectral, num_steps=1),
-        "two steps": named(attack.spectral, num_steps=2),
-        "eight steps": named(attack.spectral, num_steps=8),
-        "geodesic": named(attack.geodesic, num_steps=steps),
-        "gradient, signs (FGSM)": named(attack.fast_gradient, norm="max"),
-        "gradient": named(attack.fast_gradient),
-        "projected gradient (PGD)": named(attack.projected_gradient),
+        RANDOM: lambda model, x, key, budget, box: attack.random_direction(
+            model, x, budget, key, box=box
+        ),
+        ONE: fixed(attack.spectral, num_steps=1),
+        TWO: fixed(attack.spectral, num_steps=2),
+        EIGHT: fixed(attack.spectral, num_steps=8),
+        GEODESIC: fixed(attack.geodesic, num_steps=steps),
+        SIGNS: fixed(attack.fast_gradient, norm="max"),
+        GRADIENT: fixed(attack.fast_gradient),
+        PROJECTED: fixed(attack.projected_gradient),
     }
 
 
-def foolers(
+def at_budgets(
     names: Sequence[str], budgets: Sequence[float], box: Any, steps: int, *, keep: bool = False
 ) -> dict[str, Callable]:
     """Return what `fooling` runs: each named attack on one image, at every budget."""
-    chosen, radii = attacks(steps), np.asarray(budgets)
-    return {name: _fooler(name, chosen[name], radii, box, keep) for name in names}
+    chosen = attacks(steps)
+    return {name: _at_budgets(name, chosen[name], np.asarray(budgets), box, keep) for name in names}
 
 
-def _fooler(name: str, run: Callable, radii: Any, box: Any, keep: bool) -> Callable:
+def _at_budgets(name: str, run: Callable, budgets: Any, box: Any, keep: bool) -> Callable:
     def one(model: Any, x: Any, seed: Any) -> Outcome:
         key, before = jax.random.key(seed), jax.nn.log_softmax(model(x))
 
-        def at(radius: Any) -> Outcome:
-            found = run(model, x, key, radius, box)
+        def at(budget: Any) -> Outcome:
+            found = run(model, x, key, budget, box)
             log_p = jax.nn.log_softmax(found.logits)
             kl = jnp.sum(jnp.where(before > -jnp.inf, jnp.exp(before) * (before - log_p), 0))
             return Outcome(found.fooled, found.distance, kl, found.end if keep else None)
 
-        return jax.vmap(at)(jnp.asarray(radii, x.dtype))
+        return jax.vmap(at)(jnp.asarray(budgets, x.dtype))
 
-    one.__qualname__ = name  # said by the bar
+    one.__qualname__ = name  # shown by the progress bar
     return one
 
 
@@ -89,10 +86,10 @@ def seeds_of(seed: int, count: int) -> np.ndarray:
 
 
 def fooling(runs: dict[str, Callable], model: Any, xs: Any, seed: int) -> dict[str, Outcome]:
-    """Run `foolers` on images, each image with a seed of its own, in one program an attack."""
+    """Run attacks on images, each image with a seed of its own, in one program an attack."""
     rows = np.asarray(xs), seeds_of(seed, len(xs))
     size = min(64, len(xs))
-    return {name: _run.sweep(run, model, rows, batch=size, block=8) for name, run in runs.items()}
+    return {name: sweep(run, model, rows, batch=size, block=8) for name, run in runs.items()}
 
 
 def summary(found: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
@@ -109,27 +106,17 @@ def summary(found: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
     }
 
 
-def largest_budget(dataset: Any, xs: Float[np.ndarray, "n ..."]) -> float:
+def largest_budget(dataset: Any, xs: np.ndarray) -> float:
     """Return the median distance from an image to its nearest training image."""
-    from sklearn.neighbors import NearestNeighbors
-
     known = NearestNeighbors(n_neighbors=1).fit(dataset.train_x.reshape(len(dataset.train_x), -1))
-    distances, _ = known.kneighbors(xs.reshape(len(xs), -1))
-    return float(np.median(distances))
+    return float(np.median(known.kneighbors(xs.reshape(len(xs), -1))[0]))
 
 
 # --- the penalty -------------------------------------------------------------------------------
 
 
-class Hardened(NamedTuple):
-    """A network that was trained, and what is said of it.
-
-    Attributes:
-        model: It.
-        penalty: λ.
-        epoch: After how many epochs.
-        accuracy: On the test images.
-    """
+class Penalised(NamedTuple):
+    """A network, the λ and the epochs of its training, and its accuracy on test images."""
 
     model: Any
     penalty: float
@@ -139,13 +126,13 @@ class Hardened(NamedTuple):
 
 def trained(
     dataset: Any, penalty: float, *, hidden: int, epochs: int, rate: float, seed: int
-) -> list[Hardened]:
+) -> list[Penalised]:
     """Return a dense ReLU network after each epoch of a training with a penalty on trace G."""
     sizes = (dataset.train_x[0].size, hidden, dataset.num_classes)
-    kept: list[Hardened] = []
+    kept: list[Penalised] = []
 
     def keep(epoch: int, model: Any, history: Any) -> None:
-        kept.append(Hardened(model, penalty, epoch, history.test_accuracy[-1]))
+        kept.append(Penalised(model, penalty, epoch, history.test_accuracy[-1]))
 
     config = zoo.TrainConfig(
         epochs=epochs, learning_rate=rate, optimizer="adam", batch_size=60, seed=seed,
@@ -155,7 +142,7 @@ def trained(
     return kept
 
 
-def as_accurate(plain: Sequence[Hardened], accuracy: float) -> Hardened:
+def as_accurate(plain: Sequence[Penalised], accuracy: float) -> Penalised:
     """Return the network, of those after each epoch, whose accuracy is nearest to another's.
 
     Training less makes a network less accurate and its slopes smaller: a penalty has to do better.
@@ -165,11 +152,5 @@ def as_accurate(plain: Sequence[Hardened], accuracy: float) -> Hardened:
 
 def trace_numbers(model: Any, xs: Any) -> dict[str, float]:
     """Return mean and median of trace G over images."""
-    shown = np.asarray(xs[:_TRAIN_SHOWN])
-    found = _run.sweep(foliax.trace, model, shown, progress=False)
+    found = sweep(foliax.trace, model, np.asarray(xs[:_TRACED]), progress=False)
     return {"mean": float(np.mean(found)), "median": float(np.median(found))}
-
-
-def right(model: Any, xs: Any, labels: Any) -> np.ndarray:
-    """Return which images the network sees as what they are."""
-    return np.asarray(predict(model, xs)[0]) == np.asarray(labels)
