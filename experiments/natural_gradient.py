@@ -35,7 +35,7 @@ from experiments.harness.common import (
 )
 from experiments.harness.run import running
 from foliax import fisher, viz, zoo
-from foliax.fisher import Apply
+from foliax.fisher.metric import Apply
 
 NATURAL = "natural gradient"
 FEWER = 1 / 3  # share of the best SGD's steps that counts as clearly fewer

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax import _lapack as lapack
-from foliax._compile import compiled
-from foliax._inputs import (
+from foliax._backend.rewrite import logits_of
+from foliax._core.compile import compiled
+from foliax._core.inputs import (
     as_point,
     as_tangent,
     check_choice,
@@ -28,9 +28,9 @@ from foliax._inputs import (
     pushforward,
     working_dtype,
 )
-from foliax._no_derivative import refused, refused_in_reverse
-from foliax._rewrite import logits_of
-from foliax._types import Count, EighMethod, Model
+from foliax._core.no_derivative import refused, refused_in_reverse
+from foliax._core.types import Count, EighMethod, Model
+from foliax._linalg import lapack
 from foliax.estimate import lanczos
 from foliax.likelihood import Categorical, Likelihood, logit_change
 

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from foliax import _lapack as lapack
-from foliax._compile import compiled
-from foliax._inputs import (
+from foliax._core.compile import compiled
+from foliax._core.inputs import (
     as_point,
     check_chunk,
     check_count,
@@ -24,8 +23,9 @@ from foliax._inputs import (
     pushforward,
     working_dtype,
 )
-from foliax._no_derivative import refused
-from foliax._types import Count, Model
+from foliax._core.no_derivative import refused
+from foliax._core.types import Count, Model
+from foliax._linalg import lapack
 from foliax.likelihood import Categorical, Likelihood
 
 __all__ = ["Estimate", "lanczos", "trace_estimate"]

@@ -9,17 +9,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from foliax._compile import compiled
-from foliax._inputs import (
+from foliax._core.compile import compiled
+from foliax._core.inputs import (
     as_point,
     as_tangent,
     check_chunk,
     pull_rows,
     pullback,
 )
-from foliax._no_derivative import refused
-from foliax._row_space import RowSpace
-from foliax._types import Count, Model
+from foliax._core.no_derivative import refused
+from foliax._core.types import Count, Model
+from foliax._linalg.row_space import RowSpace
 from foliax.data_matrix import count_rank, singular_values
 from foliax.likelihood import Categorical, Likelihood
 

@@ -14,8 +14,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._inputs import as_point, check_count, check_positive
-from foliax._types import Count, Model
+from foliax._core.inputs import as_point, check_count, check_positive
+from foliax._core.types import Count, Model
 from foliax.data_matrix import default_rtol, factor, singular_values
 
 __all__ = ["Summary", "log_spectra", "spectra", "spectral_distance", "summary"]

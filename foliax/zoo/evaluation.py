@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax import sharding
-from foliax._rewrite import logits_of
+from foliax._backend.rewrite import logits_of
+from foliax.batch import sharding
 from foliax.data_matrix import trace_and_rank
 from foliax.zoo.train_step import cross_entropy
 
