@@ -15,6 +15,7 @@ import importlib.metadata
 from typing import Any
 
 from foliax._backend.rewrite import with_options as with_options
+from foliax.batch.map import map as map
 from foliax.batch.sweep import sweep as sweep
 from foliax.brackets import Involutivity as Involutivity
 from foliax.brackets import involutivity as involutivity
@@ -32,14 +33,12 @@ from foliax.estimate import trace_estimate as trace_estimate
 from foliax.flow.box import Box as Box
 from foliax.flow.brownian import Brownian as Brownian
 from foliax.flow.brownian import brownian as brownian
+from foliax.flow.closest import Closest as Closest
+from foliax.flow.closest import closest as closest
 from foliax.flow.path import Path as Path
 from foliax.flow.path import Status as Status
-from foliax.flow.walk import Foot as Foot
 from foliax.flow.walk import drift as drift
-from foliax.flow.walk import drifts as drifts
-from foliax.flow.walk import foot as foot
 from foliax.flow.walk import walk as walk
-from foliax.flow.walk import walks as walks
 from foliax.foliation import Frame as Frame
 from foliax.foliation import dimension as dimension
 from foliax.foliation import frame as frame

@@ -62,6 +62,17 @@ class Box(eqx.Module):
         size = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(nearest)))
         return jnp.max(jnp.abs(x - nearest)) <= _ROUNDING * jnp.finfo(x.dtype).eps * size
 
+    def check_inside(self, x: Array, *, name: str = "x") -> None:
+        """Raise ValueError if a start, or one of several, is seen to lie outside the box."""
+        traced = any(isinstance(a, Tracer) for a in (x, self.lower, self.upper))
+        if traced or not np.all(np.isfinite(x)) or self.holds(x):
+            return
+        raise ValueError(
+            f"{name} must start inside the box, which runs from {_least(self.lower)} to "
+            f"{_most(self.upper)}, got values from {_least(x)} to {_most(x)}; a box is in the "
+            f"units of x: for normalised images take data.box, or clip with box.clip({name})"
+        )
+
 
 def check_box(box: Any, x: Array, *, name: str = "x") -> None:
     """Refuse what is no Box, bounds that do not broadcast to x, and an x that lies outside.
@@ -81,19 +92,7 @@ def check_box(box: Any, x: Array, *, name: str = "x") -> None:
             raise ValueError(
                 f"box.{side} must broadcast to the shape of x, {x.shape}, got {bound.shape}"
             )
-    check_inside(box, x, name=name)
-
-
-def check_inside(box: Box, x: Array, *, name: str = "x") -> None:
-    """Refuse a start, or several, outside the box, where it can be seen."""
-    if any(isinstance(a, Tracer) for a in (x, box.lower, box.upper)) or not np.all(np.isfinite(x)):
-        return
-    if not box.holds(x):
-        raise ValueError(
-            f"{name} must start inside the box, which runs from {_least(box.lower)} to "
-            f"{_most(box.upper)}, got values from {_least(x)} to {_most(x)}; a box is in the "
-            f"units of x: for normalised images take data.box, or clip with box.clip({name})"
-        )
+    box.check_inside(x, name=name)
 
 
 def _float_dtype(bound: ArrayLike) -> jnp.dtype:

@@ -27,7 +27,7 @@ from foliax._core.inputs import (
 from foliax._core.types import Along, Count, Metric, Model
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.level_set import onto_level_set, resolution
-from foliax.flow.path import Status
+from foliax.flow.path import Code, Status, as_status
 from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical, Likelihood, contrast_change, logit_change
 
@@ -49,7 +49,7 @@ class Brownian(NamedTuple):
     times: Float[Array, " rows"]
     end: Float[Array, "..."]
     num_steps: Int[Array, ""]
-    status: Int[Array, ""]
+    status: Status
 
 
 class _Scene(eqx.Module):
@@ -175,13 +175,13 @@ def _integrate(
     gone = logit_change(likelihood, logits, logits_of(model, scene.shaped(end)).astype(dtype))
     finite = jnp.all(jnp.isfinite(end)) & jnp.all(jnp.isfinite(gone))
     halted = solution.result == diffrax.RESULTS.event_occurred
-    status = jnp.where(halted, Status.boundary, Status.completed)
+    status = jnp.where(halted, Code.boundary, Code.completed)
     return Brownian(
         points.reshape(-1, *x.shape),
         jnp.minimum(rows, steps).astype(dtype) * time / num_steps,
         end.reshape(x.shape),
         jnp.asarray(steps, jnp.int32),
-        jnp.where(finite, status, Status.invalid).astype(jnp.int32),
+        as_status(jnp.where(finite, status, Code.invalid)),
     )
 
 

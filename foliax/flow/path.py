@@ -1,24 +1,34 @@
 """What a walk leaves behind: the points it kept, what was measured there, and how it ended."""
 
 import enum
+from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
 
 
-class Status(enum.IntEnum):
-    """How a walk ended.
+class Status(eqx.Enumeration):
+    """How a walk ended: an `equinox.Enumeration`, as diffrax's `RESULTS`.
 
-    Attributes:
-        arrived: Within `arrival` of the target.
-        completed: A drift ran all its steps.
-        stalled: The distribution holds (nearly) nothing of the direction any more, or the
-            velocity turned round: the foot, or the farthest point.
-        out_of_steps: `max_steps` were not enough, rejected ones included.
-        boundary: The domain leaves no direction to go on in.
-        invalid: x, the target or the model's output is not finite.
-        outside: x lies outside the box, which was not known before the program ran.
+    `path.status == Status.arrived` compares, element by element in a batch; `Status[path.status]`
+    and `print(path.status)` give the sentence, which begins with the name.
     """
+
+    arrived = "arrived: within `arrival` of the target."
+    completed = "completed: all steps were taken."
+    stalled = (
+        "stalled: the distribution holds (nearly) nothing of the direction any more, or the "
+        "velocity turned round. This is the closest point, or the farthest."
+    )
+    out_of_steps = "out_of_steps: `max_steps` were not enough, rejected ones included."
+    boundary = "boundary: the domain leaves no direction to go on in."
+    invalid = "invalid: x, the target or the output of the model is not finite."
+    outside = "outside: x lies outside the box, which was not known before the program ran."
+
+
+class Code(enum.IntEnum):
+    """The numbers of the statuses, for compiled loops, which carry numbers alone."""
 
     arrived = 0
     completed = 1
@@ -27,6 +37,17 @@ class Status(enum.IntEnum):
     boundary = 4
     invalid = 5
     outside = 6
+
+
+def as_code(status: Any) -> Int[Array, "..."]:
+    """Return the code of a status."""
+    return jnp.asarray(status._value)
+
+
+def as_status(code: ArrayLike) -> Any:
+    """Return the status of a code."""
+    item: Any = Status.arrived
+    return eqx.tree_at(lambda status: status._value, item, jnp.asarray(code, jnp.int32))
 
 
 class Path(eqx.Module):
@@ -40,7 +61,8 @@ class Path(eqx.Module):
         logits: (rows, C).
         distance: (rows,) to the target; of a drift, from the start. Euclidean, input units.
         tangent_fraction: (rows,) ‖P d‖ / ‖d‖: how much of the direction the distribution holds.
-        drift: (rows,) max|p − p(start)|; conserved (zero) along kernel leaves.
+        probabilities: (rows, C), p at each point (of a `Gaussian`, its mean).
+        probability_change: (rows,) max|p − p(start)|; zero along kernel leaves.
         dimension: (rows,) int32, of D.
         box_excess: (rows,) how far the worst pixel lies outside the box; 0 without one.
         leaf_defect: (rows,) how far the point has left its leaf. Along the kernel: max |centred
@@ -52,7 +74,7 @@ class Path(eqx.Module):
         num_steps: () int32.
         num_attempts: () int32, the steps tried: `num_steps` and those that an adaptive controller
             rejected.
-        status: () int32, a `Status`.
+        status: A `Status`.
     """
 
     points: Float[Array, "rows ..."]
@@ -60,7 +82,8 @@ class Path(eqx.Module):
     logits: Float[Array, "rows c"]
     distance: Float[Array, " rows"]
     tangent_fraction: Float[Array, " rows"]
-    drift: Float[Array, " rows"]
+    probabilities: Float[Array, "rows c"]
+    probability_change: Float[Array, " rows"]
     dimension: Int[Array, " rows"]
     box_excess: Float[Array, " rows"]
     leaf_defect: Float[Array, " rows"]
@@ -68,4 +91,4 @@ class Path(eqx.Module):
     best: Float[Array, "..."]
     num_steps: Int[Array, ""]
     num_attempts: Int[Array, ""]
-    status: Int[Array, ""]
+    status: Status

@@ -19,7 +19,7 @@ from foliax._core.inputs import as_time, dot, norm
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.box import Box
 from foliax.flow.level_set import free_direction, onto_level_set, resolution
-from foliax.flow.path import Path, Status
+from foliax.flow.path import Code, Path, as_status
 from foliax.foliation import contrast_jacobian
 from foliax.likelihood import contrast_change, logit_change
 
@@ -27,7 +27,8 @@ _RUNNING = -1.0
 _THIN = 10  # D is thin where a random direction has less than 1 / _THIN of its length in it
 _REVERSAL = 0.9  # cosine, negative: a step back along the last one
 _NUMBERS = (
-    "steps", "distance", "tangent_fraction", "drift", "dimension", "box_excess", "leaf_defect",
+    "steps", "distance", "tangent_fraction", "probability_change", "dimension", "box_excess",
+    "leaf_defect",
 )  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def integrate(scene: Scene, integrator: Integrator) -> Path:
     last = jax.tree.map(lambda leaf: leaf[0], kept["end"])
     # Only a drift that diffrax followed to the end of its time has run all its steps.
     whole = solution.result == diffrax.RESULTS.successful
-    ran_out = jnp.where(whole & (not plan.toward), Status.completed, Status.out_of_steps)
+    ran_out = jnp.where(whole & (not plan.toward), Code.completed, Code.out_of_steps)
     return _path(scene, last, kept["rows"], ran_out, solution.stats["num_steps"])
 
 
@@ -235,7 +236,7 @@ def _look(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
     first, ended = before.num_steps < 0, before.status != _RUNNING
     # The last finite point stays; at the start there is none, and what was seen is shown.
     kept = jax.tree.map(lambda a, b: jnp.where(finite | first, a, b), after, before)
-    status = jnp.where(finite, after.status, Status.invalid).astype(after.status.dtype)
+    status = jnp.where(finite, after.status, Code.invalid).astype(after.status.dtype)
     kept = eqx.tree_at(lambda s: s.status, kept, status)
     return jax.tree.map(lambda a, b: jnp.where(ended, a, b), before, kept)
 
@@ -260,8 +261,8 @@ def _first(scene: Scene) -> _State:
     state = _look(scene, x, blank)
     status = state.status
     if scene.box is not None:
-        misplaced = (status != Status.invalid) & ~scene.box.holds(x)
-        status = jnp.where(misplaced, Status.outside, status).astype(status.dtype)
+        misplaced = (status != Code.invalid) & ~scene.box.holds(x)
+        status = jnp.where(misplaced, Code.outside, status).astype(status.dtype)
     return eqx.tree_at(lambda s: (s.num_steps, s.status), state, (zero, status))
 
 
@@ -341,22 +342,22 @@ def _verdict(scene: Scene, state: _State, turned: Array) -> Float[Array, ""]:
     code = jnp.full_like(state.status, _RUNNING)
     if plan.published:
         arrived = plan.toward & (state.distance <= scene.arrival)
-        return jnp.where(arrived, Status.arrived, code).astype(code.dtype)
+        return jnp.where(arrived, Code.arrived, code).astype(code.dtype)
     # What rounding leaves of a vector is no direction to follow. A velocity that turns round has
     # passed the point where there is none.
     ended = state.followable == 0
     if not plan.kicks:
         ended |= turned
-    end = Status.stalled
+    end = Code.stalled
     if plan.along == "kernel":  # or no step, however short, stayed on the level set
         ended |= (state.num_steps > 0) & (state.moved <= 0)
         if box is not None:
             touches = jnp.any((state.x <= box.lower) | (state.x >= box.upper))
-            end = jnp.where(touches, Status.boundary, Status.stalled)
+            end = jnp.where(touches, Code.boundary, Code.stalled)
     code = jnp.where(ended, end, code)
     if plan.toward:
-        code = jnp.where(_at_foot(scene, state), Status.stalled, code)
-        code = jnp.where(state.distance <= scene.arrival, Status.arrived, code)
+        code = jnp.where(_at_foot(scene, state), Code.stalled, code)
+        code = jnp.where(state.distance <= scene.arrival, Code.arrived, code)
     return code.astype(state.status.dtype)
 
 
@@ -384,7 +385,7 @@ def _turned_back(velocity: Float[Array, " n"], before: Float[Array, " n"]) -> Ar
 def _kicked(scene: Scene, state: _State) -> _State:
     """Send a stalled walk on, by a random displacement inside D, while it has kicks left."""
     assert scene.key is not None
-    again = (state.status == Status.stalled) & (state.kicks_left > 0)
+    again = (state.status == Code.stalled) & (state.kicks_left > 0)
     key = jax.random.fold_in(scene.key, state.kicks_left.astype(jnp.int32))
     random = state.space.project(jax.random.normal(key, state.x.shape, state.x.dtype))
     length = norm(random)
@@ -411,7 +412,8 @@ def _row(t: Any, state: _State, scene: Scene) -> dict[str, Array]:
     """Return what a path keeps of a state; the single numbers are packed, in `_NUMBERS`' order."""
     del t
     box, probabilities = scene.box, scene.likelihood.probabilities
-    change = probabilities(state.logits) - probabilities(scene.start_logits)
+    p = probabilities(state.logits)
+    change = p - probabilities(scene.start_logits)
     defect = state.off_leaf
     if scene.plan.along == "kernel":
         defect = jnp.max(jnp.abs(scene.defect(state.logits)))
@@ -419,13 +421,13 @@ def _row(t: Any, state: _State, scene: Scene) -> dict[str, Array]:
         "steps": state.num_steps,
         "distance": state.distance,
         "tangent_fraction": state.tangent_fraction,
-        "drift": jnp.max(jnp.abs(change)),
+        "probability_change": jnp.max(jnp.abs(change)),
         "dimension": jnp.sum(state.space.mask, dtype=state.x.dtype),
         "box_excess": jnp.zeros_like(state.distance) if box is None else box.excess(state.x),
         "leaf_defect": defect,
     }
     packed = jnp.stack([numbers[name] for name in _NUMBERS])
-    return {"points": state.x, "logits": state.logits, "numbers": packed}
+    return {"points": state.x, "logits": state.logits, "probabilities": p, "numbers": packed}
 
 
 def _path(
@@ -440,14 +442,15 @@ def _path(
     numbers = dict(zip(_NUMBERS, table["numbers"].T, strict=True))
     for name in ("steps", "dimension"):
         numbers[name] = numbers[name].astype(jnp.int32)
-    status = jnp.where(last.status == _RUNNING, ran_out, last.status).astype(jnp.int32)
+    status = jnp.where(last.status == _RUNNING, ran_out, last.status)
     return Path(
         points=table["points"].reshape(num_rows, *scene.shape),
         logits=table["logits"],
+        probabilities=table["probabilities"],
         **numbers,
         end=last.x.reshape(scene.shape),
         best=last.best.reshape(scene.shape),
         num_steps=last.num_steps.astype(jnp.int32),
         num_attempts=jnp.asarray(num_attempts, jnp.int32),
-        status=status,
+        status=as_status(status),
     )

@@ -17,7 +17,7 @@ from foliax._backend.rewrite import logits_of
 from foliax._core.inputs import as_time, dot
 from foliax._core.types import Model
 from foliax._linalg.row_space import RowSpace, least_norm
-from foliax.flow.path import Status
+from foliax.flow.path import Code, Status, as_status
 from foliax.foliation import contrast_jacobian
 from foliax.leaf.image import along, flat_logits
 from foliax.leaf.sphere import Circle, chord_offsets
@@ -56,7 +56,7 @@ class Geodesic(NamedTuple):
     length: Float[Array, ""]
     defect: Float[Array, " rows"]
     num_steps: Int[Array, ""]
-    status: Int[Array, ""]
+    status: Status
 
 
 class _Scene(eqx.Module):
@@ -169,7 +169,7 @@ def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
 
 
 def lifted(
-    model: Model, x: Array, circle: Circle, num_steps: int, solver: Any, done: Status
+    model: Model, x: Array, circle: Circle, num_steps: int, solver: Any, done: Code
 ) -> Geodesic:
     """Return the horizontal lift of an arc of a great circle, with `done` for its status."""
     logits, dtype = flat_logits(model, x)(x.ravel()), circle.change.dtype
@@ -186,12 +186,12 @@ def lifted(
     # Of the lift, dx/dτ; dt/dτ at the start turns it into the velocity.
     speed = along(circle.time, zero, jnp.ones_like(zero))
     velocity = _least_norm(space, rate / speed)
-    status = jnp.where(circle.left, Status.boundary, done)
-    status = jnp.where(states.lost[-1] > 0, Status.stalled, status)
+    status = jnp.where(circle.left, Code.boundary, done)
+    status = jnp.where(states.lost[-1] > 0, Code.stalled, status)
     finite = is_valid(_CATEGORICAL, logits) & jnp.isfinite(circle.angle)
     return result(
         x, states.x, circle.time(rows), velocity, circle.length, states.defect, steps,
-        jnp.where(finite & jnp.all(jnp.isfinite(flat)), status, Status.invalid),
+        jnp.where(finite & jnp.all(jnp.isfinite(flat)), status, Code.invalid),
     )  # fmt: skip
 
 
@@ -245,5 +245,5 @@ def result(
     """Put a result together, from flat points."""
     return Geodesic(
         points.reshape(-1, *x.shape), times, points[-1].reshape(x.shape),
-        velocity.reshape(x.shape), length, defect, steps, status.astype(jnp.int32),
+        velocity.reshape(x.shape), length, defect, steps, as_status(status),
     )  # fmt: skip

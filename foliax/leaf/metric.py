@@ -34,7 +34,7 @@ from foliax._core.inputs import (
 from foliax._core.types import Count, Model
 from foliax._linalg.row_space import RowSpace
 from foliax.data_matrix import quadratic
-from foliax.flow.path import Status
+from foliax.flow.path import Code, Status
 from foliax.foliation import contrast_jacobian
 from foliax.leaf.image import GeodesicMethod, centred, flat_logits, pushed
 from foliax.leaf.lift import Geodesic, lifted
@@ -239,7 +239,7 @@ def geodesic(
         return shot(model, x, target, num_steps, solver)
     logits = flat_logits(model, x)(x.ravel())
     circle = circle_between(logits, target)
-    return lifted(model, x, circle, num_steps, solver, Status.arrived)
+    return lifted(model, x, circle, num_steps, solver, Code.arrived)
 
 
 @compiled
@@ -291,7 +291,7 @@ def exponential(
     flat = x.ravel().astype(k.dtype)
     logits, slopes = pushed(model, x, flat, velocity[None], _CATEGORICAL)
     circle = circle_from(logits, centred(jax.nn.softmax(logits), slopes[:, 0]))
-    return lifted(model, x, circle, num_steps, solver, Status.completed)
+    return lifted(model, x, circle, num_steps, solver, Code.completed)
 
 
 def _checked(model: Model, x: ArrayLike, method: Any, num_steps: Any) -> Float[Array, "..."]:

@@ -20,7 +20,7 @@ from foliax._core.inputs import dot, norm, pullback
 from foliax._core.types import Model
 from foliax._linalg import lapack
 from foliax._linalg.row_space import RowSpace
-from foliax.flow.path import Status
+from foliax.flow.path import Code, Status, as_status
 from foliax.foliation import contrast_jacobian
 from foliax.leaf.image import along, centred, image, pushed
 from foliax.leaf.lift import Geodesic, result, run
@@ -118,12 +118,12 @@ def integrated(
     # The step that lost it is no part of it.
     last = jnp.maximum(jnp.sum(jnp.cumprod(good)) - 1, 0)
     row = jnp.minimum(jnp.arange(num_steps + 1), last)
-    status = jnp.where(last < num_steps, Status.stalled, Status.completed)
+    status = jnp.where(last < num_steps, Code.stalled, Code.completed)
     finite = jnp.all(jnp.isfinite(states.x[0])) & jnp.all(jnp.isfinite(states.q[0]))
     return result(
         x, states.x[row], jnp.arange(num_steps + 1, dtype=velocity.dtype) / num_steps, velocity,
         surface.speed, jnp.where(good, change, change[last])[row], jnp.minimum(steps, last),
-        jnp.where(finite, status, Status.invalid),
+        jnp.where(finite, status, Code.invalid),
     )  # fmt: skip
 
 
@@ -160,9 +160,9 @@ def shot(
     ).value
     path = integrated(model, x, dot(found, seen.frame), num_steps, solver)
     met = norm(missed(found, None)) <= _MET
-    reached = jnp.where(met & (path.status == Status.completed), Status.arrived, Status.stalled)
-    status = jnp.where(path.status == Status.invalid, Status.invalid, reached)
-    return path._replace(status=status.astype(jnp.int32))
+    reached = jnp.where(met & (path.status == Status.completed), Code.arrived, Code.stalled)
+    status = jnp.where(path.status == Status.invalid, Code.invalid, reached)
+    return path._replace(status=as_status(status))
 
 
 def push(model: Model, x: Float[Array, "..."], velocity: Float[Array, " n"]) -> Float[Array, " c"]:

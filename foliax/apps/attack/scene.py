@@ -21,7 +21,7 @@ from foliax._core.types import Model
 from foliax._linalg import lapack
 from foliax.data_matrix import factor
 from foliax.flow.box import check_box
-from foliax.flow.path import Status
+from foliax.flow.path import Code, Status, as_status
 from foliax.likelihood import Categorical, is_valid
 
 _LIKELIHOOD = Categorical()
@@ -46,7 +46,7 @@ class Attacked(NamedTuple):
     distance: Float[Array, "*b"]
     label: Int[Array, "*b"]
     fooled: Bool[Array, "*b"]
-    status: Int[Array, "*b"]
+    status: Status
 
 
 class Scene(NamedTuple):
@@ -148,6 +148,6 @@ def result(scene: Scene, end: Array) -> Attacked:
     distance = norm(end - scene.x)
     finite = is_valid(_LIKELIHOOD, logits) & jnp.isfinite(distance)
     fooled = (jnp.argmax(logits) != scene.label) & finite
-    moved = jnp.where((distance > 0) | (scene.budget == 0), Status.completed, Status.stalled)
-    status = jnp.where(finite, moved, Status.invalid).astype(jnp.int32)
+    moved = jnp.where((distance > 0) | (scene.budget == 0), Code.completed, Code.stalled)
+    status = as_status(jnp.where(finite, moved, Code.invalid))
     return Attacked(end, logits, distance, scene.label, fooled, status)

@@ -44,7 +44,7 @@ class Denoised(NamedTuple):
     distances: Float[Array, " k"]
     weights: Float[Array, " k"]
     reference: Int[Array, ""]
-    status: Int[Array, " k"]
+    status: Status
 
 
 def combine(

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from foliax._core.inputs import as_point, check_count, check_positive, norm
 from foliax._core.types import Count, Model
 from foliax.apps.denoise.references import as_stack
+from foliax.flow.path import Status
 from foliax.flow.walk import walk
 
 
@@ -29,7 +30,7 @@ class Projected(NamedTuple):
     points: Float[Array, "k ..."]
     distances: Float[Array, " k"]
     dimension: Int[Array, " k"]
-    status: Int[Array, " k"]
+    status: Status
     num_steps: Int[Array, " k"]
 
 

@@ -39,7 +39,7 @@ from foliax.apps.explain.move import (
     nearest_log_probabilities,
     separation,
 )
-from foliax.flow.path import Status
+from foliax.flow.path import Status, as_status
 
 
 class Reached(NamedTuple):
@@ -65,7 +65,7 @@ class Reached(NamedTuple):
     fisher: Float[Array, "*k"]
     bound: Float[Array, "*k"]
     num_steps: Int[Array, "*k"]
-    status: Int[Array, "*k"]
+    status: Status
 
 
 class Explanation(NamedTuple):
@@ -159,7 +159,7 @@ def _reached(
         separation(log_p, jax.nn.log_softmax(last.logits)),
         separation(log_p, nearest_log_probabilities(log_p, to)),
         last.steps,
-        last.status,
+        as_status(last.status),
     )
 
 
@@ -190,7 +190,7 @@ def explain(
         >>> found = explain(model, jnp.array([3.0, 0.0]))
         >>> int(found.label), [f"{v:.3f}" for v in found.nearest.chord]
         (0, ['0.000', '0.588', '3.000'])
-        >>> order(found.nearest.chord, found.nearest.status, found.label).tolist()
+        >>> order(found.nearest.chord, found.nearest.status == Status.arrived, found.label).tolist()
         [1, 2, 0]
     """
     x = as_point(x)
@@ -295,31 +295,30 @@ def nearest_distribution(p: ArrayLike, to: int | ArrayLike) -> Float[Array, " c"
     return jnp.exp(nearest_log_probabilities(jnp.log(p), as_class(to, p.size, name="to")))
 
 
-def order(distances: ArrayLike, status: ArrayLike, label: int | ArrayLike) -> Int[Array, " c"]:
+def order(distances: ArrayLike, reached: ArrayLike, label: int | ArrayLike) -> Int[Array, " c"]:
     """Return the classes from the nearest on; those not reached come next, the label itself last.
 
     Args:
         distances: (C,) of one kind, `chord`, `length` or `fisher`.
-        status: (C,) of the moves.
+        reached: (C,) which classes the moves reached: `status == Status.arrived`.
         label: The class of x.
 
     Returns:
         (C,) classes.
 
     Raises:
-        ValueError: If distances and status are not (C,), or there is no such class.
+        ValueError: If distances and reached are not (C,), or there is no such class.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> order(jnp.array([2.0, 0.0, 1.0]), jnp.zeros(3, int), 1).tolist()
+        >>> order(jnp.array([2.0, 0.0, 1.0]), jnp.ones(3, bool), 1).tolist()
         [2, 0, 1]
     """
-    distances = _as_vectors(distances=distances, status=status)[0]
+    distances, reached = _as_vectors(distances=distances, reached=reached)
     label = as_class(label, len(distances), name="label")
-    reached = jnp.asarray(status) == Status.arrived
     # By three keys: the label last, before it what was not reached, by place where all is equal.
     mine = jnp.arange(distances.shape[0]) == label
-    return jnp.lexsort((distances, ~reached, mine)).astype(jnp.int32)
+    return jnp.lexsort((distances, ~reached.astype(bool), mine)).astype(jnp.int32)
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike, among: ArrayLike) -> Float[Array, ""]:

@@ -12,7 +12,7 @@ from foliax._backend.rewrite import logits_of
 from foliax._core.inputs import dot, norm
 from foliax._linalg import lapack
 from foliax._linalg.row_space import RowSpace, least_norm
-from foliax.flow.path import Status
+from foliax.flow.path import Code
 from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical, included, is_valid, logit_change
 
@@ -77,10 +77,10 @@ def move(scene: Scene) -> State:
     """Step until the class is reached, or it is known that it is not."""
     lead = scene.lead(scene.start_logits)
     zero = jnp.zeros((), scene.start.dtype)
-    status = jnp.where(lead > 0, Status.arrived, _RUNNING)
+    status = jnp.where(lead > 0, Code.arrived, _RUNNING)
     # A class that cannot occur is nowhere the most probable one.
-    status = jnp.where(LIKELIHOOD.possible(scene.start_logits)[scene.to], status, Status.stalled)
-    status = jnp.where(is_valid(LIKELIHOOD, scene.start_logits), status, Status.invalid)
+    status = jnp.where(LIKELIHOOD.possible(scene.start_logits)[scene.to], status, Code.stalled)
+    status = jnp.where(is_valid(LIKELIHOOD, scene.start_logits), status, Code.invalid)
     first = State(
         scene.start, scene.start_logits, zero, jnp.int32(0), jnp.int32(0), status.astype(jnp.int32)
     )
@@ -89,7 +89,7 @@ def move(scene: Scene) -> State:
         lambda state: _step(scene, state),
         first,
     )
-    status = jnp.where(last.status == _RUNNING, Status.out_of_steps, last.status)
+    status = jnp.where(last.status == _RUNNING, Code.out_of_steps, last.status)
     return last._replace(status=status.astype(jnp.int32))
 
 
@@ -107,8 +107,8 @@ def _step(scene: Scene, state: State) -> State:
     part = _first_crossing(scene, x, scale * wish)
     moved = x + part.scale * scale * wish
     stuck = jnp.all(moved == x)
-    status = jnp.where(stuck, Status.stalled, _RUNNING)
-    status = jnp.where(part.crossed, Status.arrived, status)
+    status = jnp.where(stuck, Code.stalled, _RUNNING)
+    status = jnp.where(part.crossed, Code.arrived, status)
     change = logit_change(LIKELIHOOD, scene.start_logits, part.logits)
     finite = jnp.all(jnp.isfinite(change)) & jnp.all(jnp.isfinite(moved))
     return State(
@@ -117,7 +117,7 @@ def _step(scene: Scene, state: State) -> State:
         jnp.where(finite, state.length + part.scale * scale * size, state.length),
         state.steps + 1,
         state.tries + (size <= scene.step),
-        jnp.where(finite, status, Status.invalid).astype(jnp.int32),
+        jnp.where(finite, status, Code.invalid).astype(jnp.int32),
     )
 
 

@@ -21,7 +21,7 @@ from foliax.apps.generate.scene import (
     many,
     validated,
 )
-from foliax.flow.path import Status
+from foliax.flow.path import Code
 
 _LIFTS = 4  # ways to come back over the threshold that are tried at each length of a step
 _ATTEMPTS = 6 * _LIFTS  # down to 1/32 of the step
@@ -119,7 +119,7 @@ def _approached(
     inside, p_start = begin(scene)
     rows, start = jnp.arange(1 + max_steps // save_every), scene.start
     zero = jnp.zeros((), jnp.int32)
-    status = jnp.where(inside, _RUNNING, Status.boundary).astype(jnp.int32)
+    status = jnp.where(inside, _RUNNING, Code.boundary).astype(jnp.int32)
     walk = _Walk(start, p_start, p_start, zero, zero, status)
     kept = (jnp.tile(start, (len(rows), 1)), jnp.full(len(rows), p_start))
 
@@ -137,7 +137,7 @@ def _approached(
     walk, (points, p_label) = lax.while_loop(more, move, (walk, kept))
     past = rows * save_every > walk.accepted
     points = jnp.where(past[:, None], walk.x, points)
-    status = jnp.where(walk.status == _RUNNING, Status.out_of_steps, walk.status)
+    status = jnp.where(walk.status == _RUNNING, Code.out_of_steps, walk.status)
     return Motion(
         points.reshape(-1, *scene.shape),
         jnp.where(past, walk.p, p_label),
@@ -173,8 +173,8 @@ def _approach_step(scene: Scene, walk: _Walk, target: Array, limits: _Limits) ->
     tried, moved, p, found = _attempts(scene, walk.x, wish, slope, target, distance)
     arrived, at_foot = distance <= limits.arrival, norm(left) <= limits.stall * distance
     ended = arrived | at_foot | ~found
-    end = jnp.where(bound, Status.boundary, Status.stalled)
-    end = jnp.where(arrived, Status.arrived, end)
+    end = jnp.where(bound, Code.boundary, Code.stalled)
+    end = jnp.where(arrived, Code.arrived, end)
     return _Walk(
         jnp.where(ended, walk.x, moved),
         jnp.where(ended, walk.p, p),

@@ -28,7 +28,7 @@ from foliax.apps.generate.scene import (
     validated,
 )
 from foliax.flow.level_set import free_direction, onto_level_set
-from foliax.flow.path import Status
+from foliax.flow.path import Code
 from foliax.likelihood import contrast_change, included
 
 
@@ -124,7 +124,7 @@ def _diffused(scene: Scene, key: Array, scale: Array, num_steps: int, save_every
     carry, _ = lax.scan(step, carry, jnp.arange(rows * save_every, num_steps))
     end, _, least, accepted = carry
     points = jnp.concatenate([start[None], points])
-    status = jnp.where(accepted > 0, Status.completed, Status.boundary)
+    status = jnp.where(accepted > 0, Code.completed, Code.boundary)
     return Motion(
         points.reshape(-1, *scene.shape),
         jnp.concatenate([p_start[None], p_label]),

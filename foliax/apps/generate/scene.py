@@ -14,7 +14,7 @@ from foliax._core.inputs import as_point, check_count, is_traced, logits_struct,
 from foliax._core.types import Count, Model
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.box import Box, check_box
-from foliax.flow.path import Status
+from foliax.flow.path import Code, Status, as_status
 from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical
 
@@ -46,7 +46,7 @@ class Motion(NamedTuple):
     least: Float[Array, ""]
     accepted: Int[Array, ""]
     refused: Int[Array, ""]
-    status: Int[Array, ""]
+    status: Status
 
 
 class Scene(eqx.Module):
@@ -187,9 +187,9 @@ def begin(scene: Scene) -> tuple[Array, Float[Array, ""]]:
     return p >= scene.threshold, p
 
 
-def validated(status: Array, number: Array) -> Int[Array, ""]:
+def validated(status: Array, number: Array) -> Any:
     """Return the status, or invalid where the number is not finite."""
-    return jnp.where(jnp.isfinite(number), status, Status.invalid).astype(jnp.int32)
+    return as_status(jnp.where(jnp.isfinite(number), status, Code.invalid))
 
 
 def capped(v: Float[Array, " n"], most: Float[Array, ""]) -> Float[Array, " n"]:

@@ -29,8 +29,8 @@ from foliax._core.types import Count, Model
 from foliax._linalg.row_space import RowSpace
 from foliax.apps.denoise.projection import as_references
 from foliax.data_matrix import singular_values
-from foliax.flow.path import Status
-from foliax.flow.walk import foot
+from foliax.flow.closest import closest
+from foliax.flow.path import Code, Status, as_code, as_status
 from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical
 
@@ -92,7 +92,7 @@ class Scores(NamedTuple):
     kernel_fraction: Float[Array, "*k"]
     metric_length: Float[Array, "*k"]
     fisher_distance: Float[Array, "*k"]
-    status: Int[Array, "*n"]
+    status: Status
 
 
 # --- references --------------------------------------------------------------------------------
@@ -254,15 +254,15 @@ def score(
         "residual_ratio": None,
     }
     finite = jnp.all(jnp.isfinite(a)) & jnp.all(jnp.isfinite(distance))
-    status = jnp.where(finite, int(Status.stalled), int(Status.invalid)).astype(jnp.int32)
+    status = jnp.where(finite, Code.stalled, Code.invalid)
     if feet:
         options = {"step": step, "max_steps": max_steps, "stall": stall}
-        ends = jax.vmap(lambda start: foot(model, x, start, **options))(references.points)
+        ends = lax.map(lambda start: closest(model, start, x, **options), references.points)
         found |= {"residual": ends.distance, "residual_ratio": _over(ends.distance, distance)}
         # Of stalled, out_of_steps and invalid the larger number is the worse.
-        status = jnp.maximum(status, jnp.max(ends.status))
+        status = jnp.maximum(status, jnp.max(as_code(ends.status)))
     reduced = {name: _reduced(value, reduce) for name, value in found.items()}
-    return Scores(**_spectrum(a), **reduced, status=status)
+    return Scores(**_spectrum(a), **reduced, status=as_status(status))
 
 
 def scores(
