@@ -20,6 +20,7 @@ from foliax.batch.sweep import sweep as sweep
 from foliax.brackets import Involutivity as Involutivity
 from foliax.brackets import involutivity as involutivity
 from foliax.data_matrix import Eigen as Eigen
+from foliax.data_matrix import Spectrum as Spectrum
 from foliax.data_matrix import eigh as eigh
 from foliax.data_matrix import factor as factor
 from foliax.data_matrix import kl as kl
@@ -27,6 +28,7 @@ from foliax.data_matrix import matrix as matrix
 from foliax.data_matrix import matvec as matvec
 from foliax.data_matrix import quadratic as quadratic
 from foliax.data_matrix import rank as rank
+from foliax.data_matrix import spectrum as spectrum
 from foliax.data_matrix import trace as trace
 from foliax.estimate import Estimate as Estimate
 from foliax.estimate import trace_estimate as trace_estimate

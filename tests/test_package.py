@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 
 import foliax
-from foliax._core.inputs import pull_rows
+from foliax._core.jacobian import pull_rows
 from foliax._linalg.row_space import RowSpace
 
 HEAVY = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "sklearn",

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 import foliax
-from foliax.foliation import contrast_jacobian
+from foliax._core.jacobian import contrast_jacobian
 
 NAMES = {"relu": "ReLU", "gelu": "GELU", "sigmoid": "sigmoid"}
 _NEWTON_STEPS = 40

@@ -36,7 +36,7 @@ from experiments.harness.report import section
 from experiments.harness.run import running
 from experiments.rank_table import sources
 from foliax import viz
-from foliax.data_matrix import count_rank, singular_values
+from foliax._linalg.rank import count_rank, singular_values
 
 BLOCK = 8  # inputs at once
 DENSE_UP_TO = 100  # n up to which a dense G is formed in float64 besides

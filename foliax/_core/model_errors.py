@@ -16,7 +16,7 @@ from jax import ShapeDtypeStruct
 
 from foliax._backend.rewrite import WithOptions
 from foliax._core.compile import Captured
-from foliax.likelihood import Likelihood
+from foliax._core.likelihood import Likelihood
 
 
 class Words(NamedTuple):

@@ -12,9 +12,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
-from foliax._core.inputs import dot, norm
 from foliax._linalg import lapack
-from foliax.data_matrix import counted
+from foliax._linalg.products import dot, norm
+from foliax._linalg.rank import counted
 
 _CERTAIN = 8  # a number counts where it is so many times its rounding
 _UNROLLED = 16  # rows up to which elimination is written out: one loop of LAPACK calls is slower

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from foliax._core.checks import check_count, check_key
 from foliax._core.compile import compiled
-from foliax._core.inputs import check_count, check_key
 from foliax._core.types import Count, Model
 
 

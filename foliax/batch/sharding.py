@@ -26,9 +26,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._core.inputs import as_point, check_chunk, check_count, pull_rows, pullback
+from foliax._core.checks import as_point, check_chunk, check_count
+from foliax._core.jacobian import pull_rows, pullback
+from foliax._core.likelihood import Likelihood
 from foliax._core.types import Count, Model
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical
 
 __all__ = ["factor", "gather", "initialize", "mesh", "place", "replicate", "spread"]
 

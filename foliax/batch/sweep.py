@@ -23,7 +23,7 @@ from jax.tree_util import Partial, keystr
 from jaxtyping import Array, Int
 from tqdm import tqdm
 
-from foliax._core.inputs import check_count, is_traced
+from foliax._core.checks import check_count, is_traced
 from foliax._core.types import Count
 from foliax.batch import sharding
 from foliax.batch.fingerprint import digest_arrays, name_of, spelled

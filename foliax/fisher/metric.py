@@ -20,10 +20,13 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from foliax._backend.rewrite import logits_of, precision_of
+from foliax._core.checks import as_point, check_count, check_positive
 from foliax._core.compile import compiled
-from foliax._core.inputs import as_point, check_count, check_positive, dot, logits_struct, norm
+from foliax._core.jacobian import logits_struct
+from foliax._core.likelihood import Likelihood
+from foliax._linalg.products import dot, norm
 from foliax.fisher.trust_region import scaled, within
-from foliax.likelihood import Categorical, Likelihood, logit_change
+from foliax.likelihood import Categorical, logit_change
 
 if TYPE_CHECKING:
     import optax

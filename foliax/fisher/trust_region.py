@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from foliax._backend.rewrite import logits_of
-from foliax.likelihood import Likelihood
+from foliax._core.likelihood import Likelihood
 
 _SHORTENINGS = 30  # each to nine tenths at most
 _SLACK = 1.1  # what the third order adds to half the squared length is no reason to go on

@@ -10,26 +10,23 @@ import lineax as lx
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
+from foliax._core.checks import as_point, check_choice, check_count, check_key, check_positive
 from foliax._core.compile import compiled
-from foliax._core.inputs import (
-    as_point,
+from foliax._core.jacobian import (
     as_time,
-    check_choice,
-    check_count,
-    check_key,
-    check_positive,
-    dot,
+    contrast_jacobian,
     logits_struct,
     pull_rows,
     pullback,
     working_dtype,
 )
+from foliax._core.likelihood import Likelihood
 from foliax._core.types import Along, Count, Metric, Model
+from foliax._linalg.products import dot
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.level_set import onto_level_set, resolution
 from foliax.flow.path import Code, Status, as_status
-from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical, Likelihood, contrast_change, logit_change
+from foliax.likelihood import Categorical, contrast_change, logit_change
 
 __all__ = ["Brownian", "brownian"]
 

@@ -8,22 +8,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._core.compile import compiled
-from foliax._core.inputs import (
+from foliax._core.checks import (
     as_point,
     as_tangent,
     check_choice,
     check_count,
     check_key,
     check_positive,
-    norm,
 )
+from foliax._core.compile import compiled
+from foliax._core.likelihood import Likelihood
 from foliax._core.types import Along, Count, Model
+from foliax._linalg.products import norm
 from foliax.flow.box import check_box
 from foliax.flow.path import Status
 from foliax.flow.walk import walk
 from foliax.foliation import project_kernel, project_leaf
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical
 
 __all__ = ["Closest", "closest"]
 

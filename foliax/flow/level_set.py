@@ -12,7 +12,7 @@ import equinox.internal as eqxi
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from foliax._core.inputs import dot
+from foliax._linalg.products import dot
 from foliax._linalg.row_space import RowSpace, least_norm
 from foliax.flow.box import Box
 

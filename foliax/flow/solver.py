@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float
 
 from foliax._backend.rewrite import logits_of
 from foliax._core.compile import compiled
-from foliax._core.inputs import as_time, dot, norm
+from foliax._core.jacobian import as_time, contrast_jacobian
+from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.box import Box
 from foliax.flow.level_set import free_direction, onto_level_set, resolution
 from foliax.flow.path import Code, Path, as_status
-from foliax.foliation import contrast_jacobian
 from foliax.likelihood import contrast_change, logit_change
 
 _RUNNING = -1.0

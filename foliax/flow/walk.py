@@ -10,21 +10,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from foliax._core.inputs import (
+from foliax._core.checks import (
     as_point,
     as_tangent,
     check_choice,
     check_count,
     check_key,
     check_positive,
-    logits_struct,
-    working_dtype,
 )
+from foliax._core.jacobian import logits_struct, working_dtype
+from foliax._core.likelihood import Likelihood
 from foliax._core.types import Along, Count, Model, Scheme, Speed
 from foliax.flow.box import Box, check_box
 from foliax.flow.path import Path
 from foliax.flow.solver import Integrator, Plan, Scene, integrate
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical
 
 __all__ = ["drift", "walk"]
 

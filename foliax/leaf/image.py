@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from foliax._backend.rewrite import differentiable
-from foliax._core.inputs import dot, pullback, pushforward, working_dtype
+from foliax._core.jacobian import contrast_jacobian, pullback, pushforward, working_dtype
+from foliax._core.likelihood import Likelihood
 from foliax._core.types import Model
 from foliax._linalg import lapack
+from foliax._linalg.products import dot
+from foliax._linalg.rank import counted
 from foliax._linalg.row_space import RowSpace
-from foliax.data_matrix import counted
-from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical
 
 if TYPE_CHECKING:
     CurvatureMethod = Literal["gauss", "koszul"]

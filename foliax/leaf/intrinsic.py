@@ -14,9 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from foliax._backend.rewrite import precision_of
+from foliax._core.checks import as_point, as_tangent, check_choice
 from foliax._core.compile import compiled
-from foliax._core.inputs import as_point, as_tangent, check_choice, dot, norm, num_rows
+from foliax._core.jacobian import num_rows
+from foliax._core.likelihood import Likelihood
 from foliax._core.types import Model
+from foliax._linalg.products import dot, norm
 from foliax.leaf.image import (
     CurvatureMethod,
     Image,
@@ -26,7 +29,7 @@ from foliax.leaf.image import (
     image,
     pushed,
 )
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical
 
 
 class Sectional(NamedTuple):

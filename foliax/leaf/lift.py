@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from foliax._backend.rewrite import logits_of
-from foliax._core.inputs import as_time, dot
+from foliax._core.jacobian import as_time, contrast_jacobian
 from foliax._core.types import Model
+from foliax._linalg.products import dot
 from foliax._linalg.row_space import RowSpace, least_norm
 from foliax.flow.path import Code, Status, as_status
-from foliax.foliation import contrast_jacobian
 from foliax.leaf.image import along, flat_logits
 from foliax.leaf.sphere import Circle, chord_offsets
 from foliax.likelihood import Categorical, contrast_change, included, is_valid

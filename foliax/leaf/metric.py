@@ -21,26 +21,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
+from foliax._core.checks import as_point, as_tangent, check_choice, check_chunk, check_count
 from foliax._core.compile import compiled
-from foliax._core.inputs import (
-    as_point,
-    as_tangent,
-    check_choice,
-    check_chunk,
-    check_count,
-    logits_struct,
-    working_dtype,
-)
+from foliax._core.jacobian import contrast_jacobian, logits_struct, working_dtype
+from foliax._core.likelihood import Likelihood
 from foliax._core.types import Count, Model
 from foliax._linalg.row_space import RowSpace
 from foliax.data_matrix import quadratic
 from foliax.flow.path import Code, Status
-from foliax.foliation import contrast_jacobian
 from foliax.leaf.image import GeodesicMethod, centred, flat_logits, pushed
 from foliax.leaf.lift import Geodesic, lifted
 from foliax.leaf.shooting import integrated, shot
 from foliax.leaf.sphere import circle_between, circle_from, separation
-from foliax.likelihood import Categorical, Likelihood, square_root
+from foliax.likelihood import Categorical, square_root
 
 _CATEGORICAL = Categorical()
 

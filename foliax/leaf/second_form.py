@@ -13,14 +13,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from foliax._core.checks import as_point, as_tangent, check_chunk
 from foliax._core.compile import compiled
-from foliax._core.inputs import as_point, as_tangent, check_chunk, dot, norm
+from foliax._core.jacobian import contrast_jacobian
+from foliax._core.likelihood import Likelihood
 from foliax._core.types import Count, Model
 from foliax._linalg import lapack
+from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace
-from foliax.foliation import contrast_jacobian
 from foliax.leaf.image import dimension_of
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical
 
 
 class Extrinsic(NamedTuple):

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from foliax._core.inputs import dot, norm, pullback
+from foliax._core.jacobian import contrast_jacobian, pullback
 from foliax._core.types import Model
 from foliax._linalg import lapack
+from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.path import Code, Status, as_status
-from foliax.foliation import contrast_jacobian
 from foliax.leaf.image import along, centred, image, pushed
 from foliax.leaf.lift import Geodesic, result, run
 from foliax.leaf.sphere import separation

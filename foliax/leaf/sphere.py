@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from foliax._core.inputs import norm
+from foliax._linalg.products import norm
 from foliax.likelihood import Categorical, _log_mean_exp, square_root
 
 _EDGE = 1e-3  # share of the way to the edge of the simplex at which a circle that leaves it stops

@@ -18,8 +18,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
-from foliax._core.inputs import check_choice, check_count, check_key, check_positive, dot
+from foliax._core.checks import check_choice, check_count, check_key, check_positive
 from foliax._core.types import Count, Model
+from foliax._linalg.products import dot
 from foliax.apps.attack.scene import (
     Attacked,
     better,

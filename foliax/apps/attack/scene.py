@@ -8,17 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from foliax._backend.rewrite import logits_of, precision_of
-from foliax._core.inputs import (
-    as_class,
-    as_point,
-    dot,
-    is_traced,
-    logits_struct,
-    norm,
-    working_dtype,
-)
+from foliax._core.checks import as_class, as_point, is_traced
+from foliax._core.jacobian import logits_struct, working_dtype
 from foliax._core.types import Model
 from foliax._linalg import lapack
+from foliax._linalg.products import dot, norm
 from foliax.data_matrix import factor
 from foliax.flow.box import check_box
 from foliax.flow.path import Code, Status, as_status

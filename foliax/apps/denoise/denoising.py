@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._core.inputs import as_point, as_tangent, check_choice, check_finite, check_positive
+from foliax._core.checks import as_point, as_tangent, check_choice, check_finite, check_positive
 from foliax._core.types import Count, Model
 from foliax.apps.denoise.projection import Projected, as_references, project, project_many
 from foliax.apps.denoise.references import squares

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._core.inputs import as_point, check_count, check_positive, norm
+from foliax._core.checks import as_point, check_count, check_positive
 from foliax._core.types import Count, Model
+from foliax._linalg.products import norm
 from foliax.apps.denoise.references import as_stack
 from foliax.flow.path import Status
 from foliax.flow.walk import walk

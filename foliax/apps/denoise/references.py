@@ -9,7 +9,8 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
-from foliax._core.inputs import as_point, check_choice, check_count, logits_struct, working_dtype
+from foliax._core.checks import as_point, check_choice, check_count
+from foliax._core.jacobian import logits_struct, working_dtype
 from foliax._core.types import Count, Model
 from foliax.likelihood import Categorical
 

@@ -21,17 +21,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
-from foliax._core.inputs import (
-    as_class,
-    as_point,
-    check_choice,
-    check_count,
-    check_positive,
-    logits_struct,
-    norm,
-    working_dtype,
-)
+from foliax._core.checks import as_class, as_point, check_choice, check_count, check_positive
+from foliax._core.jacobian import logits_struct, working_dtype
 from foliax._core.types import Count, Metric, Model
+from foliax._linalg.products import norm
 from foliax.apps.explain.move import (
     LIKELIHOOD,
     Scene,

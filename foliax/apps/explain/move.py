@@ -9,11 +9,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from foliax._backend.rewrite import logits_of
-from foliax._core.inputs import dot, norm
+from foliax._core.jacobian import contrast_jacobian
 from foliax._linalg import lapack
+from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace, least_norm
 from foliax.flow.path import Code
-from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical, included, is_valid, logit_change
 
 LIKELIHOOD = Categorical()

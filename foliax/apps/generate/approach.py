@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._core.inputs import as_point, as_tangent, check_count, check_positive, dot, norm
+from foliax._core.checks import as_point, as_tangent, check_count, check_positive
 from foliax._core.types import Count, Model
+from foliax._linalg.products import dot, norm
 from foliax.apps.generate.scene import (
     LIKELIHOOD,
     Motion,

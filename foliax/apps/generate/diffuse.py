@@ -8,15 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._core.inputs import (
-    check_choice,
-    check_count,
-    check_key,
-    check_positive,
-    norm,
-    working_dtype,
-)
+from foliax._core.checks import check_choice, check_count, check_key, check_positive
+from foliax._core.jacobian import working_dtype
 from foliax._core.types import Along, Count, Model
+from foliax._linalg.products import norm
 from foliax.apps.generate.scene import (
     LIKELIHOOD,
     Motion,

@@ -10,12 +10,13 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
-from foliax._core.inputs import as_point, check_count, is_traced, logits_struct, norm, working_dtype
+from foliax._core.checks import as_point, check_count, is_traced
+from foliax._core.jacobian import contrast_jacobian, logits_struct, working_dtype
 from foliax._core.types import Count, Model
+from foliax._linalg.products import norm
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.box import Box, check_box
 from foliax.flow.path import Code, Status, as_status
-from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical
 
 LIKELIHOOD = Categorical()

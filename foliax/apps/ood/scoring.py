@@ -16,22 +16,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._core.inputs import (
-    as_point,
-    check_choice,
-    check_count,
-    check_positive,
-    dot,
-    is_traced,
-    norm,
-)
+from foliax._core.checks import as_point, check_choice, check_count, check_positive, is_traced
+from foliax._core.jacobian import contrast_jacobian
 from foliax._core.types import Count, Model
+from foliax._linalg.products import dot, norm
+from foliax._linalg.rank import singular_values
 from foliax._linalg.row_space import RowSpace
 from foliax.apps.denoise.projection import as_references
-from foliax.data_matrix import singular_values
 from foliax.flow.closest import closest
 from foliax.flow.path import Code, Status, as_code, as_status
-from foliax.foliation import contrast_jacobian
 from foliax.likelihood import Categorical
 
 if TYPE_CHECKING:
