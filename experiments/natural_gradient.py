@@ -28,7 +28,7 @@ from experiments.harness.command import Run, script
 from experiments.harness.files import plain, provenance, write_json, write_text
 from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
 from foliax import fisher, viz, zoo
-from foliax.fisher import Apply
+from foliax.fisher.metric import Apply
 
 NATURAL = "natural gradient"
 FEWER = 1 / 3  # share of the best SGD's steps that counts as clearly fewer

@@ -14,10 +14,13 @@ import importlib
 import importlib.metadata
 from typing import Any
 
-from foliax._rewrite import with_options as with_options
+from foliax._backend.rewrite import with_options as with_options
+from foliax.batch.map import map as map
+from foliax.batch.sweep import sweep as sweep
 from foliax.brackets import Involutivity as Involutivity
 from foliax.brackets import involutivity as involutivity
 from foliax.data_matrix import Eigen as Eigen
+from foliax.data_matrix import Spectrum as Spectrum
 from foliax.data_matrix import eigh as eigh
 from foliax.data_matrix import factor as factor
 from foliax.data_matrix import kl as kl
@@ -25,16 +28,19 @@ from foliax.data_matrix import matrix as matrix
 from foliax.data_matrix import matvec as matvec
 from foliax.data_matrix import quadratic as quadratic
 from foliax.data_matrix import rank as rank
+from foliax.data_matrix import spectrum as spectrum
 from foliax.data_matrix import trace as trace
-from foliax.domain import Box as Box
 from foliax.estimate import Estimate as Estimate
 from foliax.estimate import trace_estimate as trace_estimate
-from foliax.flow import Foot as Foot
-from foliax.flow import drift as drift
-from foliax.flow import drifts as drifts
-from foliax.flow import foot as foot
-from foliax.flow import walk as walk
-from foliax.flow import walks as walks
+from foliax.flow.box import Box as Box
+from foliax.flow.brownian import Brownian as Brownian
+from foliax.flow.brownian import brownian as brownian
+from foliax.flow.closest import Closest as Closest
+from foliax.flow.closest import closest as closest
+from foliax.flow.path import Path as Path
+from foliax.flow.path import Status as Status
+from foliax.flow.walk import drift as drift
+from foliax.flow.walk import walk as walk
 from foliax.foliation import Frame as Frame
 from foliax.foliation import dimension as dimension
 from foliax.foliation import frame as frame
@@ -43,20 +49,17 @@ from foliax.foliation import project_leaf as project_leaf
 from foliax.likelihood import Bernoulli as Bernoulli
 from foliax.likelihood import Categorical as Categorical
 from foliax.likelihood import Gaussian as Gaussian
-from foliax.path import Path as Path
-from foliax.path import Status as Status
-from foliax.stochastic import Brownian as Brownian
-from foliax.stochastic import brownian as brownian
-from foliax.sweep import sweep as sweep
 
 __version__ = importlib.metadata.version("foliax")
 
-_ON_DEMAND = ("apps", "equivariance", "fisher", "leaf", "sharding", "viz", "zoo")
+_ON_DEMAND = {
+    name: f"foliax.{name}" for name in ("apps", "equivariance", "fisher", "leaf", "viz", "zoo")
+} | {"sharding": "foliax.batch.sharding"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ON_DEMAND:
-        return importlib.import_module(f"foliax.{name}")
+        return importlib.import_module(_ON_DEMAND[name])
     raise AttributeError(f"module 'foliax' has no attribute {name!r}")
 
 

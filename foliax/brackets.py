@@ -14,13 +14,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._compile import compiled
-from foliax._inputs import as_point, check_chunk, check_count, check_positive, norm, pullback
-from foliax._row_space import RowSpace
-from foliax._types import Count, Model
-from foliax.data_matrix import singular_values
-from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical, Likelihood
+from foliax._core.checks import as_point, check_chunk, check_count, check_positive
+from foliax._core.compile import compiled
+from foliax._core.jacobian import contrast_jacobian, pullback
+from foliax._core.likelihood import Likelihood
+from foliax._core.types import Count, Model
+from foliax._linalg.products import norm
+from foliax._linalg.rank import singular_values
+from foliax._linalg.row_space import RowSpace
+from foliax.likelihood import Categorical
 
 __all__ = ["Involutivity", "involutivity"]
 

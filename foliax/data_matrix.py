@@ -12,30 +12,28 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax import _lapack as lapack
-from foliax._compile import compiled
-from foliax._inputs import (
+from foliax._backend.rewrite import logits_of
+from foliax._core.checks import (
     as_point,
     as_tangent,
     check_choice,
     check_chunk,
     check_count,
-    check_positive,
-    dot,
-    num_rows,
-    pull_rows,
-    pullback,
-    pushforward,
-    working_dtype,
 )
-from foliax._no_derivative import refused, refused_in_reverse
-from foliax._rewrite import logits_of
-from foliax._types import Count, EighMethod, Model
+from foliax._core.compile import compiled
+from foliax._core.jacobian import contrast_jacobian, num_rows, pull_rows, pullback, pushforward
+from foliax._core.likelihood import Likelihood
+from foliax._core.no_derivative import refused, refused_in_reverse
+from foliax._core.types import Count, EighMethod, Model
+from foliax._linalg import lapack
+from foliax._linalg.products import dot
+from foliax._linalg.rank import count_rank, singular_values
 from foliax.estimate import lanczos
-from foliax.likelihood import Categorical, Likelihood, logit_change
+from foliax.likelihood import Categorical, logit_change
 
 __all__ = [
     "Eigen",
+    "Spectrum",
     "eigh",
     "factor",
     "kl",
@@ -43,8 +41,8 @@ __all__ = [
     "matvec",
     "quadratic",
     "rank",
+    "spectrum",
     "trace",
-    "trace_and_rank",
 ]
 
 
@@ -58,6 +56,22 @@ class Eigen(NamedTuple):
 
     values: Float[Array, " k"]
     vectors: Float[Array, "k ..."]
+
+
+class Spectrum(NamedTuple):
+    """What the eigenvalues of G say at one point.
+
+    Attributes:
+        trace: Their sum, in nats per squared unit of x.
+        rank: How many count, ≤ C − 1; −1 where the Jacobian is not finite.
+        dimension: dim D: how many directions the logits have, saturated or not.
+        eigenvalues: (m,), descending, m = min(n, C − 1).
+    """
+
+    trace: Float[Array, ""]
+    rank: Int[Array, ""]
+    dimension: Int[Array, ""]
+    eigenvalues: Float[Array, " m"]
 
 
 @compiled
@@ -314,33 +328,54 @@ def rank(
 
 
 @compiled
-def trace_and_rank(
+def spectrum(
     model: Model,
     x: ArrayLike,
     *,
     rtol: float | None = None,
     likelihood: Likelihood = Categorical(),  # noqa: B008
     chunk: Count | None = None,
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return `trace` and `rank` from one factor: what training watches.
+) -> Spectrum:
+    """Return trace, rank and eigenvalues of G, and dim D, from one Jacobian.
 
-    The trace has derivatives; to them the rank is a constant.
+    The logit contrasts are differentiated once, K = H J. The factor is a combination of them,
+    A = (Lᵀ H⁺) K, as the rows of Lᵀ are contrasts themselves.
 
     Args:
         model: Callable pytree from one input to C logits.
         x: One input, in the model's units.
-        rtol: As in `rank`.
+        rtol: As in `rank` and `foliax.dimension`.
         likelihood: The output distribution.
-        chunk: As in `factor`.
+        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
-        Two scalars.
+        `Spectrum(trace, rank, dimension, eigenvalues)`. Trace and eigenvalues have derivatives; to
+        them rank and dimension are constants.
 
     Raises:
         ValueError: As `factor`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import foliax
+        >>> found = foliax.spectrum(lambda x: jnp.stack([x[0], x[1], 0 * x[0]]), jnp.zeros(784))
+        >>> int(found.rank), int(found.dimension), [f"{value:.3f}" for value in found.eigenvalues]
+        (2, 2, ['0.333', '0.111'])
     """
-    a = factor(model, x, likelihood=likelihood, chunk=chunk)
-    return jnp.sum(a**2), count_rank(singular_values(a), num_rows=a.shape[0], rtol=rtol)
+    check_chunk(chunk)
+    logits, k = contrast_jacobian(model, as_point(x), likelihood, chunk)
+    contrasts = likelihood.contrasts(logits)  # orthogonal rows
+    squares = jnp.sum(contrasts**2, axis=1)
+    weights, rows = likelihood.factor(logits)
+    mix = weights[:, None] * dot(rows, contrasts.T) / jnp.where(squares > 0, squares, 1)
+    a = dot(mix, k)
+    values, size = singular_values(a), len(k)
+    return Spectrum(
+        jnp.sum(a**2),
+        count_rank(values, num_rows=size, rtol=rtol),
+        count_rank(singular_values(k), num_rows=size, rtol=rtol),
+        values**2,
+    )
 
 
 @compiled
@@ -416,32 +451,6 @@ def quadratic(
     weights, rows = likelihood.factor(logits)
     seen = weights * dot(rows, pushforward(pull, logits, delta.ravel().astype(logits.dtype)))
     return jnp.sum(seen**2) / 2
-
-
-def singular_values(a: Float[Array, "r n"]) -> Float[Array, " m"]:
-    """Return the min(r, n) singular values of a wide matrix, descending, through its triangle."""
-    return lapack.thin_values(a.T)
-
-
-def default_rtol(num_rows: int, dtype: jnp.dtype) -> float:
-    """Return (10 · C · eps)², C = num_rows + 1: below it an eigenvalue is held for rounding."""
-    return float(10 * (num_rows + 1) * jnp.finfo(working_dtype(dtype)).eps) ** 2
-
-
-def count_rank(
-    s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None
-) -> Int[Array, ""]:
-    """Count the singular values with s² > rtol · s_1²; −1 where they are not numbers."""
-    count = jnp.sum(counted(s, num_rows=num_rows, rtol=rtol), dtype=jnp.int32)
-    return jnp.where(jnp.all(jnp.isfinite(s)), count, -1)
-
-
-def counted(s: Float[Array, " m"], *, num_rows: int, rtol: float | None = None) -> Array:
-    """Mark the singular values with s² > rtol · s_1², compared without squaring."""
-    if rtol is None:
-        rtol = default_rtol(num_rows, s.dtype)
-    check_positive(rtol, name="rtol", or_zero=True)
-    return s > jnp.sqrt(jnp.asarray(rtol, s.dtype)) * jnp.max(s, initial=0)
 
 
 def _check_k(k: Count | None, most: int) -> int:

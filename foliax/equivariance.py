@@ -18,15 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax import _lapack as lapack
-from foliax._compile import compiled
-from foliax._inputs import as_point, dot, norm
-from foliax._rewrite import logits_of, precision_of
-from foliax._row_space import RowSpace
-from foliax._types import Count, Model
+from foliax._backend.rewrite import logits_of, precision_of
+from foliax._core.checks import as_point
+from foliax._core.compile import compiled
+from foliax._core.jacobian import contrast_jacobian
+from foliax._core.likelihood import Likelihood
+from foliax._core.types import Count, Model
+from foliax._linalg import lapack
+from foliax._linalg.products import dot, norm
+from foliax._linalg.row_space import RowSpace
 from foliax.data_matrix import factor
-from foliax.foliation import contrast_jacobian
-from foliax.likelihood import Categorical, Likelihood
+from foliax.likelihood import Categorical
 
 __all__ = [
     "MIRRORS",

@@ -9,24 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from foliax import _lapack as lapack
-from foliax._compile import compiled
-from foliax._inputs import (
-    as_point,
-    check_chunk,
-    check_count,
-    check_key,
-    dot,
-    logits_struct,
-    norm,
-    pull_rows,
-    pullback,
-    pushforward,
-    working_dtype,
-)
-from foliax._no_derivative import refused
-from foliax._types import Count, Model
-from foliax.likelihood import Categorical, Likelihood
+from foliax._core.checks import as_point, check_chunk, check_count, check_key
+from foliax._core.compile import compiled
+from foliax._core.jacobian import logits_struct, pull_rows, pullback, pushforward, working_dtype
+from foliax._core.likelihood import Likelihood
+from foliax._core.no_derivative import refused
+from foliax._core.types import Count, Model
+from foliax._linalg import lapack
+from foliax._linalg.products import dot, norm
+from foliax.likelihood import Categorical
 
 __all__ = ["Estimate", "trace_estimate"]
 

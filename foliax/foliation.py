@@ -9,19 +9,15 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from foliax._compile import compiled
-from foliax._inputs import (
-    as_point,
-    as_tangent,
-    check_chunk,
-    pull_rows,
-    pullback,
-)
-from foliax._no_derivative import refused
-from foliax._row_space import RowSpace
-from foliax._types import Count, Model
-from foliax.data_matrix import count_rank, singular_values
-from foliax.likelihood import Categorical, Likelihood
+from foliax._core.checks import as_point, as_tangent, check_chunk
+from foliax._core.compile import compiled
+from foliax._core.jacobian import contrast_jacobian
+from foliax._core.likelihood import Likelihood
+from foliax._core.no_derivative import refused
+from foliax._core.types import Count, Model
+from foliax._linalg.rank import count_rank, singular_values
+from foliax._linalg.row_space import RowSpace
+from foliax.likelihood import Categorical
 
 __all__ = ["Frame", "dimension", "frame", "project_kernel", "project_leaf"]
 
@@ -36,14 +32,6 @@ class Frame(NamedTuple):
 
     vectors: Float[Array, "m ..."]
     mask: Bool[Array, " m"]
-
-
-def contrast_jacobian(
-    model: Model, x: Float[Array, "..."], likelihood: Likelihood, chunk: Count | None = None
-) -> tuple[Float[Array, " c"], Float[Array, "r n"]]:
-    """Return the logits and K = H J at x, from one forward and C − 1 reverse passes."""
-    logits, pull = pullback(model, x, likelihood)
-    return logits, pull_rows(pull, likelihood.contrasts(logits), chunk)
 
 
 @compiled

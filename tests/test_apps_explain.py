@@ -13,7 +13,6 @@ from scipy.optimize import minimize, nnls
 from scipy.stats import spearmanr
 
 from foliax import Status
-from foliax.apps._explain_move import nearest
 from foliax.apps.explain import (
     explain,
     explanations,
@@ -22,6 +21,7 @@ from foliax.apps.explain import (
     rank_correlation,
     reach,
 )
+from foliax.apps.explain.move import nearest
 from tests.cases import CASES, leaf_projector, linear
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import foliax
-from foliax import Status, equivariance, fisher, leaf, sharding, stochastic
+from foliax import Status, equivariance, fisher, leaf, sharding
 from foliax.apps import attack, denoise, explain, generate, ood, transfer
+from foliax.flow import brownian as stochastic
 from tests.bad_input_cases import CASES, floats
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

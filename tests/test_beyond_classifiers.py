@@ -16,7 +16,7 @@ from scipy import stats
 
 import foliax
 from foliax import Bernoulli, Categorical, Gaussian, fisher
-from foliax.likelihood import Likelihood
+from foliax._core.likelihood import Likelihood
 from tests.tolerance import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -12,8 +12,8 @@ from flax import nnx
 from jax.tree_util import Partial
 
 import foliax
-from foliax import _compile
-from foliax._compile import compiled
+from foliax._core import compile as _compile
+from foliax._core.compile import compiled
 from tests.cases import CASES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -22,7 +22,7 @@ FACE = [
     if not name.startswith("_") and getattr(value, "__module__", "").startswith("foliax.")
 ]
 ROOMS = [("foliax.md", foliax, FACE)] + [
-    (f"{module.__name__.removeprefix('foliax.')}.md", module, module.__all__)
+    (f"{module.__name__.removeprefix('foliax.').removeprefix('batch.')}.md", module, module.__all__)
     for module in (
         fisher,
         leaf,

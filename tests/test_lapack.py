@@ -11,7 +11,7 @@ import pytest
 from jax.scipy.linalg import solve_triangular
 
 import foliax
-from foliax import _lapack as lapack
+from foliax._linalg import lapack
 from tests.precision_cases import CALLS, DENSE, V, X, Y
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

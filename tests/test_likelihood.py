@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foliax import Categorical
-from foliax.likelihood import Likelihood
+from foliax._core.likelihood import Likelihood
 from tests.tolerance import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

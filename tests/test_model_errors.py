@@ -12,7 +12,8 @@ from flax import linen, nnx
 from jax.tree_util import Partial
 
 import foliax
-from foliax import _inputs, fisher
+from foliax import fisher
+from foliax._core import inputs as _inputs
 from foliax.apps import attack, explain, ood
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

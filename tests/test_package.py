@@ -11,8 +11,8 @@ import jaxtyping
 import pytest
 
 import foliax
-from foliax._inputs import pull_rows
-from foliax._row_space import RowSpace
+from foliax._core.jacobian import pull_rows
+from foliax._linalg.row_space import RowSpace
 
 HEAVY = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "sklearn",
          "skimage", "torch", "tyro")  # fmt: skip

@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import with_options
-from foliax._fast import conv, window_max
-from foliax._rewrite import differentiable
+from foliax._backend.fast import conv, window_max
+from foliax._backend.rewrite import differentiable
 from tests.cases import random_like
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from foliax._row_space import RowSpace, _by_gram, _by_svd, _decomposed, _rounding
+from foliax._linalg.row_space import RowSpace, _by_gram, _by_svd, _decomposed, _rounding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

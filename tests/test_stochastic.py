@@ -9,7 +9,7 @@ import pytest
 
 import foliax
 from foliax import Status
-from foliax.flow import foot, walks
+from foliax.flow.walk import foot, walks
 
 NUM_PATHS = 1500
 

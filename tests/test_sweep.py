@@ -17,10 +17,10 @@ import pytest
 from jax.tree_util import Partial
 
 import foliax
-from foliax.sweep import sweep
+from foliax.batch.sweep import sweep
 from tests.tolerance import assert_close
 
-MODULE = sys.modules["foliax.sweep"]  # the function may hide it as an attribute of the package
+MODULE = sys.modules["foliax.batch.sweep"]
 XS = np.random.default_rng(0).normal(size=(11, 4))
 _traces = []
 
@@ -433,7 +433,7 @@ import jax.numpy as jnp, numpy as np
 from functools import partial
 from jax.tree_util import Partial
 import foliax
-from foliax.sweep import sweep
+from foliax.batch.sweep import sweep
 
 class Slow:
     asked = []

@@ -21,8 +21,8 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import sharding
-from foliax._fingerprint import digest_arrays, spelled
-from foliax._folders import Busy, alone
+from foliax.batch.fingerprint import digest_arrays, spelled
+from foliax.batch.folders import Busy, alone
 
 _MESH: ContextVar[Any] = ContextVar("mesh", default=None)
 _PARTS: ContextVar[Path | None] = ContextVar("parts", default=None)  # the folder they are kept in

@@ -14,9 +14,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._inputs import as_point, check_count, check_positive
-from foliax._types import Count, Model
-from foliax.data_matrix import default_rtol, factor, singular_values
+from foliax._core.checks import as_point, check_count, check_positive
+from foliax._core.types import Count, Model
+from foliax._linalg.rank import default_rtol, singular_values
+from foliax.data_matrix import factor
 
 __all__ = ["Summary", "log_spectra", "spectra", "spectral_distance", "summary"]
 

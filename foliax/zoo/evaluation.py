@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax import sharding
-from foliax._rewrite import logits_of
-from foliax.data_matrix import trace_and_rank
+from foliax._backend.rewrite import logits_of
+from foliax.batch import sharding
+from foliax.data_matrix import spectrum
 from foliax.zoo.train_step import cross_entropy
 
 _PREDICT_BLOCK = 256
@@ -94,7 +94,8 @@ def _blocks(block: int, *arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]
 @jax.jit
 def _observe(model: Callable, images: Array, labels: Array) -> tuple[Array, Array, Array]:
     def one(x: Array, y: Array) -> tuple[Array, Array, Array]:
-        return *trace_and_rank(model, x), cross_entropy(logits_of(model, x), y)
+        found = spectrum(model, x)
+        return found.trace, found.rank, cross_entropy(logits_of(model, x), y)
 
     return jax.vmap(one)(images, labels)
 

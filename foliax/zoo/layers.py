@@ -1,4 +1,4 @@
-"""A layer whose gradient is fast where the stock one is slow, and equal to it; see `foliax._fast`.
+"""A layer whose gradient is fast where the stock one is slow; see `foliax._backend.fast`.
 
 foliax rewrites stock layers by itself where it differentiates a model in its input. Layers of its
 own are as fast everywhere else: in training, in F, under a caller's `jax.grad`.
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._fast import conv
+from foliax._backend.fast import conv
 
 
 class Conv(nnx.Module):

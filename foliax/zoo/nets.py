@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from foliax._fast import window_max
+from foliax._backend.fast import window_max
 from foliax.zoo.layers import Conv
 
 ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 from tqdm import tqdm
 
-from foliax import sharding
-from foliax._folders import alone
+from foliax.batch import sharding
+from foliax.batch.folders import alone
 from foliax.zoo import checkpoints
 from foliax.zoo.data import Dataset
 from foliax.zoo.evaluation import accuracy, observe

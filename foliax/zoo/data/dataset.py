@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Num
 
-from foliax.domain import Box
+from foliax.flow.box import Box
 
 Constant = float | Float[np.ndarray, " c"]
 

@@ -1,0 +1,1 @@
+"""What every function stands on: argument checks, the Jacobian, compilation."""

@@ -1,0 +1,289 @@
+"""How little moves a network to another answer: attacks along the eigenvectors of G, and others.
+
+To second order KL(p(x) ‖ p(x + v)) = ½ vᵀGv: among the moves of one length, that along the top
+eigenvector changes the answer most. `spectral` goes there, in one step or in several that turn with
+the eigenvector, as leaves are curved; `geodesic` goes straight ahead in G's metric. Beside them
+stand the usual attacks, that need the label and a gradient only: `fast_gradient` and
+`projected_gradient`; and `random_direction`, which needs nothing.
+
+Each takes one input and a budget, the Euclidean length of the move in the model's units, and
+returns an `Attacked`. The label that is attacked is the one predicted, unless another is given.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, ArrayLike, PRNGKeyArray
+
+from foliax._core.checks import check_choice, check_count, check_key, check_positive
+from foliax._core.types import Count, Model
+from foliax._linalg.products import dot
+from foliax.apps.attack.scene import (
+    Attacked,
+    better,
+    clipped,
+    cut,
+    reaching,
+    result,
+    scene_of,
+    slope,
+    top,
+    unit,
+)
+from foliax.leaf.image import GeodesicMethod
+from foliax.leaf.metric import exponential
+
+if TYPE_CHECKING:
+    Norm = Literal["euclidean", "max"]
+else:
+    Norm = Any  # checked by hand, so that our sentence comes before a type-checking hook's
+_TINY = 1e-30  # a radius that is not 0
+
+
+def spectral(
+    model: Model,
+    x: ArrayLike,
+    budget: float | ArrayLike,
+    *,
+    num_steps: Count = 1,
+    label: int | ArrayLike | None = None,
+    box: Any = None,  # a Box
+) -> Attacked:
+    """Move x along the top eigenvector of G, to the side where the label is less probable.
+
+    With one step, this is the one-step spectral attack. With two, the eigenvector is found again
+    half way, where it has turned with the leaf: the two-step spectral attack, a geodesic in two
+    pieces. More steps follow the curve of the eigenvectors. All steps but the last have the same
+    length; the last one goes on until the whole move has the length of the budget.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's (normalised) units.
+        budget: Length of the move, ≥ 0, in the units of x.
+        num_steps: How often the eigenvector is found, ≥ 1.
+        label: The class to move away from; None for the predicted one.
+        box: The pixel box that the end is clipped to; None for none.
+
+    Returns:
+        `Attacked`.
+
+    Raises:
+        ValueError: For arguments that shapes, dtypes or concrete values show to be wrong.
+
+    Source: Zhao, Fletcher, Yu, Peng, Zhang & Shen 2019, *The adversarial attack and detection under
+        the Fisher information metric*, for one step; Tron, Couëllan & Puechmorel 2022,
+        arXiv 2203.00922, for two.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> found = spectral(model, jnp.array([1.0, 5.0]), 2.0)
+        >>> found.end.tolist(), bool(found.fooled)
+        ([-1.0, 5.0], True)
+    """
+    check_count(num_steps, name="num_steps")
+    scene = scene_of(model, x, budget, label, box)
+    start, length = scene.x.ravel(), scene.budget / num_steps
+
+    def turn(state: Any, _: Any) -> Any:
+        y, ahead = state
+        y = y + length * ahead
+        found = top(scene, y)[1]
+        # An eigenvector has no sign: the one that goes on.
+        return (y, jnp.where(dot(found, ahead) < 0, -found, found)), None
+
+    def one_way(ahead: Array) -> Array:
+        (y, last), _ = lax.scan(turn, (start, ahead), length=num_steps - 1)
+        return reaching(start, y, last, scene.budget)
+
+    first = top(scene, start)[1]
+    return better(scene, jax.vmap(one_way)(jnp.stack([first, -first])))
+
+
+def geodesic(
+    model: Model,
+    x: ArrayLike,
+    budget: float | ArrayLike,
+    *,
+    num_steps: Count = 64,
+    method: GeodesicMethod = "sphere",
+    label: int | ArrayLike | None = None,
+    box: Any = None,  # a Box
+) -> Attacked:
+    """Move x along the geodesic of its leaf that begins along the top eigenvector of G.
+
+    Straight ahead in G's metric (`foliax.leaf.exponential`), to the side where the label is less
+    probable, and as far as the budget lasts in input space. It ends before that where the geodesic
+    leaves the simplex.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's (normalised) units.
+        budget: Distance from x at the end, ≥ 0, in the units of x.
+        num_steps: Steps of the whole geodesic, ≥ 1; between them it is a straight line.
+        method: As in `foliax.leaf.exponential`: "sphere" (needs rank G = C − 1) or "connection".
+        label: The class to move away from; None for the predicted one.
+        box: The pixel box that the end is clipped to; None for none.
+
+    Returns:
+        `Attacked`.
+
+    Raises:
+        ValueError: As `spectral`.
+
+    Source: Tron, Couëllan & Puechmorel 2022, arXiv 2203.00922, whose two steps stand for it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> found = geodesic(model, jnp.array([1.0, 5.0]), 2.0)
+        >>> [f"{v:.3f}" for v in found.end], bool(found.fooled)
+        (['-1.000', '5.000'], True)
+    """
+    check_count(num_steps, name="num_steps")
+    scene = scene_of(model, x, budget, label, box)
+    root, first = top(scene, scene.x)
+    # The geodesics of the sphere of radius 2 have left the simplex, one of its parts, before π.
+    speed = jnp.pi / jnp.where(root > 0, root, jnp.inf)
+
+    def one_way(sign: Array) -> Array:
+        velocity = (sign * speed).astype(scene.x.dtype) * first.reshape(scene.x.shape)
+        path = exponential(model, scene.x, velocity, method=method, num_steps=num_steps)
+        return cut(path.points.reshape(num_steps + 1, -1), scene.budget)
+
+    return better(scene, jax.vmap(one_way)(jnp.array([1.0, -1.0])))
+
+
+def fast_gradient(
+    model: Model,
+    x: ArrayLike,
+    budget: float | ArrayLike,
+    *,
+    norm: Norm = "euclidean",
+    label: int | ArrayLike | None = None,
+    box: Any = None,  # a Box
+) -> Attacked:
+    """Move x in one step against the gradient of the log probability of the label.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's (normalised) units.
+        budget: Length of the move, ≥ 0, in the units of x.
+        norm: "euclidean" for the direction of the gradient, the steepest of its length; "max" for
+            that of its signs, which moves every pixel by the same amount (FGSM).
+        label: The class to move away from; None for the predicted one.
+        box: The pixel box that the end is clipped to; None for none.
+
+    Returns:
+        `Attacked`.
+
+    Raises:
+        ValueError: As `spectral`; or for another norm.
+
+    Source: Goodfellow, Shlens & Szegedy 2015, *Explaining and harnessing adversarial examples*.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> bool(fast_gradient(model, jnp.array([1.0, 5.0]), 2.0).fooled)
+        True
+    """
+    check_choice(norm, name="norm", choices=("euclidean", "max"))
+    scene = scene_of(model, x, budget, label, box)
+    uphill = slope(scene, scene.x)
+    direction = unit(uphill if norm == "euclidean" else jnp.sign(uphill))
+    return result(scene, scene.x + scene.budget * direction)
+
+
+def projected_gradient(
+    model: Model,
+    x: ArrayLike,
+    budget: float | ArrayLike,
+    *,
+    num_steps: Count = 20,
+    step: float | ArrayLike = 0.25,
+    label: int | ArrayLike | None = None,
+    box: Any = None,  # a Box
+) -> Attacked:
+    """Move x by steps against the gradient, each projected on the ball of the budget and the box.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's (normalised) units.
+        budget: Radius of the ball, ≥ 0, in the units of x.
+        num_steps: Gradients, ≥ 1.
+        step: Length of a step over the budget, > 0.
+        label: The class to move away from; None for the predicted one.
+        box: The pixel box; None for none.
+
+    Returns:
+        `Attacked`, with the point of the way at which the label is least probable.
+
+    Raises:
+        ValueError: As `spectral`.
+
+    Source: Madry, Makelov, Schmidt, Tsipras & Vladu 2018, *Towards deep learning models resistant
+        to adversarial attacks*.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> found = projected_gradient(model, jnp.array([1.0, 5.0]), 2.0)
+        >>> found.end.tolist(), bool(found.fooled)
+        ([-1.0, 5.0], True)
+    """
+    check_count(num_steps, name="num_steps")
+    check_positive(step, name="step")
+    scene = scene_of(model, x, budget, label, box)
+    length = jnp.asarray(step, scene.budget.dtype) * scene.budget
+
+    def move(y: Array, _: Any) -> tuple[Array, Array]:
+        moved = y + length * unit(slope(scene, y)) - scene.x
+        # In a ball of radius 0 the library's projection divides by 0.
+        inside = optax.projections.projection_l2_ball(moved, jnp.maximum(scene.budget, _TINY))
+        y = clipped(scene, scene.x + jnp.where(scene.budget > 0, inside, 0))
+        return y, y
+
+    _, way = lax.scan(move, scene.x, length=num_steps)
+    return better(scene, way.reshape(num_steps, -1))
+
+
+def random_direction(
+    model: Model,
+    x: ArrayLike,
+    budget: float | ArrayLike,
+    key: PRNGKeyArray | Array,
+    *,
+    label: int | ArrayLike | None = None,
+    box: Any = None,  # a Box
+) -> Attacked:
+    """Move x in a random direction, uniform over the sphere.
+
+    Args:
+        model: Callable pytree from one input to C logits.
+        x: One input, in the model's (normalised) units.
+        budget: Length of the move, ≥ 0, in the units of x.
+        key: A `jax.random` key.
+        label: The class to move away from; None for the predicted one.
+        box: The pixel box that the end is clipped to; None for none.
+
+    Returns:
+        `Attacked`.
+
+    Raises:
+        ValueError: As `spectral`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
+        >>> found = random_direction(model, jnp.ones(2), 1.0, jax.random.key(0))
+        >>> f"{found.distance:.4f}"
+        '1.0000'
+    """
+    scene = scene_of(model, x, budget, label, box)
+    check_key(key)
+    direction = unit(jax.random.normal(key, scene.x.shape, scene.x.dtype))
+    return result(scene, scene.x + scene.budget * direction)

@@ -1,0 +1,26 @@
+"""Denoise an image by projecting it on data leaves: those through images that are like it.
+
+`nearest`, `nearest_by_class` and `nearest_by_feature` choose the references; `project` flows from
+each along its leaf to the foot of x, or stops before; `combine` makes one image of the feet, which
+it can draw back to the references and blend with x. `denoise` does the last two. Nothing is clipped
+to the pixel box.
+"""
+
+from foliax.apps.denoise.denoising import Denoised, combine, denoise, denoise_many, exchange_kernel
+from foliax.apps.denoise.projection import Projected, project, project_many
+from foliax.apps.denoise.references import choose, nearest, nearest_by_class, nearest_by_feature
+
+__all__ = [
+    "Denoised",
+    "Projected",
+    "choose",
+    "combine",
+    "denoise",
+    "denoise_many",
+    "exchange_kernel",
+    "nearest",
+    "nearest_by_class",
+    "nearest_by_feature",
+    "project",
+    "project_many",
+]

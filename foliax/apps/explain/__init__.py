@@ -1,0 +1,34 @@
+"""Which classes are near an image in the geometry of its leaf, and the moves that reach them.
+
+`reach` moves one input along its data leaf to where a given class is the most probable one, and
+stops at the boundary; `explain` does so for every class. The move is a picture (the image that the
+network would just call a coat), with two lengths: that in input space, and that in G's metric,
+which depends on p alone: 2 arccos Σ√(p_i q_i), where rank G = C − 1, and never exceeds π.
+
+G's metric has a closed-form lower bound, the distance of p to the nearest distribution in which the
+class is the largest (`nearest_distribution`). It falls as p_c rises: in the order of that bound the
+nearest classes are the most probable ones, and nothing else. What a network adds to its output is
+in the input distance.
+"""
+
+from foliax.apps.explain.explanation import (
+    Explanation,
+    Reached,
+    explain,
+    explanations,
+    nearest_distribution,
+    order,
+    rank_correlation,
+    reach,
+)
+
+__all__ = [
+    "Explanation",
+    "Reached",
+    "explain",
+    "explanations",
+    "nearest_distribution",
+    "order",
+    "rank_correlation",
+    "reach",
+]

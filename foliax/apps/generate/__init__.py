@@ -1,0 +1,17 @@
+"""New images of a label: motions on a leaf that keep the probability of the label.
+
+Two motions, each of one input. `diffuse` is Brownian motion, along the data leaf or along the
+kernel leaf; a step that would take p_label below the threshold is refused, and the next one is
+drawn from where it was. `approach` walks on the leaf toward another image of the label, and slides
+along the level set of p_label where the straight way would leave it. No point of either is below
+the threshold: every point is looked at before it is taken.
+
+Along the data leaf nothing holds the pixels in their range (D has no room for it): clip for
+display. Along the kernel a `box` is held, and p with it.
+"""
+
+from foliax.apps.generate.approach import approach, approaches
+from foliax.apps.generate.diffuse import diffuse, diffusions
+from foliax.apps.generate.scene import Motion
+
+__all__ = ["Motion", "approach", "approaches", "diffuse", "diffusions"]

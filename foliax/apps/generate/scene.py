@@ -1,0 +1,199 @@
+"""What the motions of `generate` share: their result, their scene, their checks, their batches."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from foliax._backend.rewrite import logits_of
+from foliax._core.checks import as_point, check_count, is_traced
+from foliax._core.jacobian import contrast_jacobian, logits_struct, working_dtype
+from foliax._core.types import Count, Model
+from foliax._linalg.products import norm
+from foliax._linalg.row_space import RowSpace
+from foliax.flow.box import Box, check_box
+from foliax.flow.path import Code, Status, as_status
+from foliax.likelihood import Categorical
+
+LIKELIHOOD = Categorical()
+
+
+class Motion(NamedTuple):
+    """A motion that keeps the probability of a label.
+
+    Attributes:
+        points: (rows, *x.shape), rows = 1 + steps // save_every; past the end the last point.
+        p_label: (rows,) the probability of the label at each.
+        distance: (rows,) from the start, or of `approach` to the target. Euclidean, input units.
+        end: (*x.shape) the last point.
+        least: The least p_label of all points taken, kept or not; ≥ threshold unless the start is
+            below it.
+        accepted: Steps taken.
+        refused: Proposals that were refused: of `approach`, every one before the one taken.
+        status: A `Status`. Of `diffuse`: completed; boundary where no step at all was accepted, or
+            where the start is below the threshold (the end is then the start). Of `approach`:
+            arrived, stalled (the foot), boundary (the threshold ends the walk, or the start is
+            below it), out_of_steps. Of both: invalid.
+    """
+
+    points: Float[Array, "rows ..."]
+    p_label: Float[Array, " rows"]
+    distance: Float[Array, " rows"]
+    end: Float[Array, "..."]
+    least: Float[Array, ""]
+    accepted: Int[Array, ""]
+    refused: Int[Array, ""]
+    status: Status
+
+
+class Scene(eqx.Module):
+    """What stays fixed during one motion; points are flat, in the working dtype."""
+
+    model: Any
+    box: Box | None
+    start: Float[Array, " n"]
+    start_logits: Float[Array, " c"]
+    label: Int[Array, ""]
+    threshold: Float[Array, ""]
+    along: str = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)  # the caller's, in which the model is called
+
+    def shaped(self, x: Float[Array, " n"]) -> Float[Array, "..."]:
+        """Return a flat point as the model takes it."""
+        return x.astype(self.dtype).reshape(self.shape)
+
+    def logits(self, x: Float[Array, " n"]) -> Float[Array, " c"]:
+        """Return the logits at a flat point."""
+        return logits_of(self.model, self.shaped(x)).astype(x.dtype)
+
+    def p_label(self, x: Float[Array, " n"]) -> Float[Array, ""]:
+        """Return the probability of the label."""
+        return jax.nn.softmax(self.logits(x))[self.label]
+
+    def seen(self, x: Float[Array, " n"]) -> tuple[Array, Array, RowSpace]:
+        """Return logits, contrast Jacobian and its row space at x: one Jacobian."""
+        logits, k = contrast_jacobian(self.model, self.shaped(x), LIKELIHOOD)
+        k = k.astype(x.dtype)
+        return logits.astype(x.dtype), k, RowSpace.of(k)
+
+
+def many(
+    one: Any,
+    model: Model,
+    rows: tuple,
+    labels: ArrayLike | None,
+    threshold: Any,
+    block: Count,
+    shared: tuple,
+    options: dict[str, Any],
+) -> Motion:
+    """Check what is given for each of many motions, and run them in one compiled program."""
+    check_count(block, name="block")
+    count = len(rows[0])
+    limits = as_thresholds(threshold, count, working_dtype(rows[0]))
+    given = (rows, as_labels(labels, count), limits)
+    return _mapped(one, model, given, min(block, count), shared, options)
+
+
+@eqx.filter_jit
+def _mapped(one: Any, model: Model, given: Any, block: int, shared: tuple, options: Any) -> Motion:
+    def lane(each: Any) -> Motion:
+        row, label, threshold = each
+        return one(model, *row, *shared, label=label, threshold=threshold, **options)
+
+    if block == 1:  # no vmap at all: a branch that is not taken costs nothing
+        return lax.map(lane, given)
+    return lax.map(lane, given, batch_size=block)
+
+
+def as_thresholds(threshold: Any, count: int, dtype: Any) -> Float[Array, " b"]:
+    """Return one threshold for each start."""
+    if jnp.shape(threshold) not in ((), (count,)):
+        raise ValueError(
+            f"threshold must be one probability, or one for each of the {count} starts, got shape "
+            f"{jnp.shape(threshold)}"
+        )
+    # In NumPy: under a trace, jax.numpy would make tracers of what is known.
+    if not is_traced(threshold) and not np.all(
+        (np.asarray(threshold) >= 0) & (np.asarray(threshold) < 1)
+    ):
+        raise ValueError(f"threshold must hold probabilities in [0, 1), got {threshold!r}")
+    return jnp.broadcast_to(jnp.asarray(threshold, dtype), (count,))
+
+
+def make_scene(
+    model: Model, x: ArrayLike, label: Any, threshold: Any, box: Any, along: str
+) -> Scene:
+    """Check the arguments and flatten them."""
+    x = as_point(x)
+    struct = logits_struct(model, x, LIKELIHOOD)
+    check_box(box, x)
+    if not is_traced(threshold) and not (jnp.ndim(threshold) == 0 and 0 <= threshold < 1):
+        raise ValueError(f"threshold must be a probability in [0, 1), got {threshold!r}")
+    dtype = working_dtype(x, struct)
+    start = x.ravel().astype(dtype)
+    logits = logits_of(model, x).astype(dtype)
+    return Scene(
+        model=model,
+        box=jax.tree.map(lambda b: jnp.broadcast_to(b, x.shape).ravel().astype(dtype), box),
+        start=start,
+        start_logits=logits,
+        label=_label(label, logits),
+        threshold=jnp.asarray(threshold, dtype),
+        along=along,
+        shape=x.shape,
+        dtype=x.dtype,
+    )
+
+
+def _label(label: Any, logits: Float[Array, " c"]) -> Int[Array, ""]:
+    if label is None:
+        return jnp.argmax(logits).astype(jnp.int32)
+    value = jnp.asarray(label)
+    whole = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
+    if not whole or (not is_traced(value) and not 0 <= int(value) < logits.size):
+        raise ValueError(f"label must be a class, 0 … {logits.size - 1}, or None, got {label!r}")
+    return value.astype(jnp.int32)
+
+
+def as_labels(labels: Any, count: int) -> Int[Array, " b"] | None:
+    """Check labels, one a start."""
+    if labels is None:
+        return None
+    values = jnp.asarray(labels)
+    if values.shape != (count,) or not jnp.issubdtype(values.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must hold one class for each of the {count} starts, got shape "
+            f"{values.shape} of {values.dtype}"
+        )
+    return values
+
+
+def as_stack(xs: ArrayLike) -> Float[Array, "b ..."]:
+    """Check points stacked along axis 0."""
+    xs = as_point(xs, name="xs")
+    if xs.ndim < 2:
+        raise ValueError(f"xs must be stacked along axis 0, got shape {xs.shape}")
+    return xs
+
+
+def begin(scene: Scene) -> tuple[Array, Float[Array, ""]]:
+    """Return whether the start is allowed, and its p_label."""
+    p = jax.nn.softmax(scene.start_logits)[scene.label]
+    return p >= scene.threshold, p
+
+
+def validated(status: Array, number: Array) -> Any:
+    """Return the status, or invalid where the number is not finite."""
+    return as_status(jnp.where(jnp.isfinite(number), status, Code.invalid))
+
+
+def capped(v: Float[Array, " n"], most: Float[Array, ""]) -> Float[Array, " n"]:
+    """Shorten v to a length."""
+    length = norm(v)
+    return v * jnp.minimum(1, most / jnp.where(length > 0, length, 1))

@@ -1,0 +1,25 @@
+"""Out of distribution: how far an input is from the data leaves through reference inputs.
+
+Every score of one input is higher the farther out the input is. Those of `score` rest on the leaf
+through a reference r: on its frame of D at r, on the frame at x, and on the foot of x. A reference
+that is chosen because it is near in pixels carries that distance into every score; so `medoids`
+chooses references by the training set alone, and `distance` stands among the scores as a control
+that knows nothing of the leaf.
+"""
+
+from foliax.apps.ood.calibration import Calibration, calibrate, combine, exceeds, standardise
+from foliax.apps.ood.scoring import References, Scores, medoids, prepare, score, scores
+
+__all__ = [
+    "Calibration",
+    "References",
+    "Scores",
+    "calibrate",
+    "combine",
+    "exceeds",
+    "medoids",
+    "prepare",
+    "score",
+    "scores",
+    "standardise",
+]

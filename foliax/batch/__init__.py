@@ -1,0 +1,1 @@
+"""The same functions over many inputs, devices and hosts."""

@@ -1,0 +1,1 @@
+"""Everything that moves a point: walk, drift, closest point, Brownian motion."""

@@ -1,0 +1,249 @@
+"""Geodesics of a leaf where rank G = C − 1: great circles of √p, lifted to the leaf.
+
+The circle is known in closed form. What is integrated is only the lift x' = (H J)⁺ d(H log p)/dt,
+which stays in D, and every step is brought back to the prescribed p.
+"""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from foliax._backend.rewrite import logits_of
+from foliax._core.jacobian import as_time, contrast_jacobian
+from foliax._core.types import Model
+from foliax._linalg.products import dot
+from foliax._linalg.row_space import RowSpace, least_norm
+from foliax.flow.path import Code, Status, as_status
+from foliax.leaf.image import along, flat_logits
+from foliax.leaf.sphere import Circle, chord_offsets
+from foliax.likelihood import Categorical, contrast_change, included, is_valid
+
+_CATEGORICAL = Categorical()
+_CORRECTIONS = 8  # forward passes at most after a step
+_LOST = 1e-2  # a step that ends farther than this from the prescribed logits has failed
+
+
+class Geodesic(NamedTuple):
+    """A geodesic of a leaf, parametrised by t in [0, 1] at constant speed in G's metric.
+
+    Attributes:
+        points: (num_steps + 1, *x.shape); past a premature end the last good point.
+        times: (num_steps + 1,) the t of each. On the sphere they stand closer toward an end where
+            probabilities are small, so that no step changes the logits by much.
+        end: (*x.shape) the last good point.
+        velocity: (*x.shape) the initial velocity dx/dt, in D.
+        length: The length in G's metric, in √nats, up to t = 1 or the boundary; of a path that
+            stalled, that of the whole arc, of which it went only a part.
+        defect: (num_steps + 1,) how far it is from a geodesic: on the sphere, largest difference of
+            the contrasts of log p from those of the circle; by the connection, relative change of
+            the speed.
+        num_steps: Steps taken.
+        status: A `Status`: arrived or completed; boundary (the great circle leaves the simplex,
+            shortly before which the path ends); stalled (the leaf does not reach these
+            probabilities: rank G falls below C − 1, or the logits cannot follow; by the connection,
+            the speed is not kept, or no shot met the target); invalid (NaN).
+    """
+
+    points: Float[Array, "rows ..."]
+    times: Float[Array, " rows"]
+    end: Float[Array, "..."]
+    velocity: Float[Array, "..."]
+    length: Float[Array, ""]
+    defect: Float[Array, " rows"]
+    num_steps: Int[Array, ""]
+    status: Status
+
+
+class _Scene(eqx.Module):
+    """What the lift is told: model, circle, and the logits at the start."""
+
+    model: Any
+    circle: Circle
+    logits: Array
+    num_steps: int = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
+
+    def space(self, x: Float[Array, " n"]) -> tuple[Array, RowSpace]:
+        """Return the logits and D at x, differentiable in x."""
+        shaped = x.astype(self.dtype).reshape(self.shape)
+        logits, k = contrast_jacobian(self.model, shaped, _CATEGORICAL)
+        return logits, RowSpace.of(k).through(k)
+
+    def prescribed(self, step: Any) -> Float[Array, " k"]:
+        """Return the change of contrasts of log p that the circle prescribes after the steps."""
+        offsets = chord_offsets(self.circle, step / self.num_steps)
+        return dot(_CATEGORICAL.contrasts(self.logits), offsets)
+
+    def defect(self, x: Float[Array, " n"], step: Any) -> Float[Array, " k"]:
+        """Return how far the contrasts of the logits at x are from those prescribed."""
+        logits = logits_of(self.model, x.astype(self.dtype).reshape(self.shape)).astype(x.dtype)
+        return contrast_change(_CATEGORICAL, self.logits, logits) - self.prescribed(step)
+
+    def resolution(self, step: Any) -> Float[Array, ""]:
+        """Return how finely the contrasts resolve."""
+        start = dot(_CATEGORICAL.contrasts(self.logits), included(_CATEGORICAL, self.logits))
+        size = jnp.max(jnp.abs(start + self.prescribed(step)))
+        return 4 * jnp.finfo(size.dtype).eps * (1 + size)
+
+    def whole(self, space: RowSpace) -> Bool[Array, ""]:
+        """Tell whether D has a direction for every class that can occur, but one."""
+        dimension = jnp.sum(_CATEGORICAL.possible(self.logits), dtype=jnp.int32) - 1
+        return jnp.sum(space.mask, dtype=jnp.int32) == dimension
+
+
+class _State(NamedTuple):
+    x: Array
+    defect: Array
+    lost: Array
+
+
+def _least_norm(space: RowSpace, c: Float[Array, " k"]) -> Float[Array, " n"]:
+    """Return the u in D with K u = c: (H J)⁺ c."""
+    return least_norm(space.basis, dot(space.inverse, c))
+
+
+def _lift_field(step: Any, state: _State, scene: _Scene) -> _State:
+    _, space = scene.space(state.x)
+    velocity = along(scene.prescribed, jnp.asarray(step, state.x.dtype), jnp.ones_like(state.lost))
+    zero = jnp.zeros_like(state.lost)
+    return _State(_least_norm(space, velocity), zero, zero)
+
+
+class _Corrected(diffrax.AbstractSolver):
+    """A solver whose steps are brought back, inside D, to the prescribed probabilities."""
+
+    solver: diffrax.AbstractSolver
+    term_structure = diffrax.AbstractTerm
+    interpolation_cls = diffrax.LocalLinearInterpolation
+
+    def order(self, terms):
+        return self.solver.order(terms)
+
+    def init(self, terms, t0, t1, y0, args):
+        return self.solver.init(terms, t0, t1, y0, args)
+
+    def func(self, terms, t0, y0, args):
+        return self.solver.func(terms, t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del made_jump  # always: the last point was corrected
+        moved, error, _, state, result = self.solver.step(
+            terms, t0, t1, y0, args, solver_state, True
+        )
+        moved = _back(args, t1, y0, moved)
+        return moved, error, {"y0": y0, "y1": moved}, state, result
+
+
+def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
+    """Return the end of a step, corrected by chord iterations; a lost step is undone."""
+    _, space = scene.space(after.x)
+
+    def size(d: Array) -> Array:
+        return jnp.max(jnp.abs(d))
+
+    def correct(carry: tuple) -> tuple:
+        x, d, best, least = carry
+        x = x - _least_norm(space, d)
+        d = scene.defect(x, step)
+        better = size(d) < least
+        return x, d, jnp.where(better, x, best), jnp.where(better, size(d), least)
+
+    first = scene.defect(after.x, step)
+    resolution = scene.resolution(step)
+    _, _, best, least = eqxi.while_loop(
+        lambda carry: size(carry[1]) > resolution,
+        correct,
+        (after.x, first, after.x, size(first)),
+        max_steps=_CORRECTIONS,
+        kind="checkpointed",
+    )
+    found = scene.whole(space) & jnp.all(jnp.isfinite(best)) & (least <= _LOST)
+    lost = jnp.where(found, 0, 1).astype(before.lost.dtype)
+    return _State(jnp.where(found, best, before.x), jnp.where(found, least, before.defect), lost)
+
+
+def lifted(
+    model: Model, x: Array, circle: Circle, num_steps: int, solver: Any, done: Code
+) -> Geodesic:
+    """Return the horizontal lift of an arc of a great circle, with `done` for its status."""
+    logits, dtype = flat_logits(model, x)(x.ravel()), circle.change.dtype
+    scene = _Scene(model, circle, logits.astype(dtype), num_steps, x.shape, x.dtype)
+    flat = x.ravel().astype(dtype)
+    _, space = scene.space(flat)
+    zero = jnp.zeros((), dtype)
+    begun = jnp.where(scene.whole(space), zero, 1)
+    states, steps = run(
+        _lift_field, _Corrected(solver), _State(flat, zero, begun), scene, num_steps, _is_lost
+    )
+    rows = jnp.arange(num_steps + 1, dtype=dtype) / num_steps
+    rate = along(scene.prescribed, zero, jnp.ones_like(zero)) * num_steps
+    # Of the lift, dx/dτ; dt/dτ at the start turns it into the velocity.
+    speed = along(circle.time, zero, jnp.ones_like(zero))
+    velocity = _least_norm(space, rate / speed)
+    status = jnp.where(circle.left, Code.boundary, done)
+    status = jnp.where(states.lost[-1] > 0, Code.stalled, status)
+    finite = is_valid(_CATEGORICAL, logits) & jnp.isfinite(circle.angle)
+    return result(
+        x, states.x, circle.time(rows), velocity, circle.length, states.defect, steps,
+        jnp.where(finite & jnp.all(jnp.isfinite(flat)), status, Code.invalid),
+    )  # fmt: skip
+
+
+def _is_lost(t: Any, y: _State, args: Any, **kwargs: Any) -> Array:
+    del t, args, kwargs
+    return y.lost > 0
+
+
+def run(
+    field: Any, solver: Any, start: Any, scene: Any, num_steps: int, event: Any
+) -> tuple[Any, Array]:
+    """Integrate over `num_steps` equal steps, and return all states and how many were reached."""
+    dtype = jax.tree.leaves(start)[0].dtype
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        t0=as_time(0, dtype),
+        t1=as_time(num_steps, dtype),
+        dt0=as_time(1, dtype),
+        y0=start,
+        args=scene,
+        saveat=diffrax.SaveAt(
+            subs=[diffrax.SubSaveAt(t0=True, steps=1), diffrax.SubSaveAt(t1=True)]
+        ),
+        event=diffrax.Event(event),
+        adjoint=diffrax.DirectAdjoint(),
+        max_steps=num_steps,
+        throw=False,
+    )
+    kept: Any = solution.ys
+    steps = jnp.asarray(solution.stats["num_accepted_steps"], jnp.int32)
+    reached = jnp.arange(num_steps + 1) <= steps
+
+    def filled(rows: Array, end: Array) -> Array:
+        shown = reached.reshape(-1, *[1] * (rows.ndim - 1))
+        return jnp.where(shown, rows[: num_steps + 1], end)
+
+    return jax.tree.map(filled, kept[0], kept[1]), steps
+
+
+def result(
+    x: Array,
+    points: Float[Array, "rows n"],
+    times: Float[Array, " rows"],
+    velocity: Float[Array, " n"],
+    length: Array,
+    defect: Array,
+    steps: Array,
+    status: Array,
+) -> Geodesic:
+    """Put a result together, from flat points."""
+    return Geodesic(
+        points.reshape(-1, *x.shape), times, points[-1].reshape(x.shape),
+        velocity.reshape(x.shape), length, defect, steps, as_status(status),
+    )  # fmt: skip
