@@ -73,3 +73,10 @@ def test_the_first_page_shows_the_code_of_the_readme():
     )
     assert len(blocks) == 2
     assert [block for block in blocks if block not in readme] == []
+
+
+@pytest.mark.parametrize(("page", "module", "names"), ROOMS, ids=[room[0] for room in ROOMS])
+def test_which_function_leads_to_every_public_name(page, module, names):  # noqa: ARG001
+    text = (DOCS / "which.md").read_text("utf-8")
+    linked = {path.rpartition(".")[2] for path in re.findall(rf"\(api/{page}#([\w.]+)\)", text)}
+    assert set(names) - linked == set()
