@@ -22,4 +22,5 @@ def _mathml(found: re.Match[str]) -> str:
     made = convert(tex, display=display)
     if "\\" in html.unescape(made):  # a command that it does not know is kept as text
         raise ValueError(f"docs: a command of the formula {tex!r} is unknown to latex2mathml")
-    return made
+    made = re.sub(r"<mo>([A-Za-z]{2,})</mo>", r"<mi>\1</mi>", made)  # a name, not a relation
+    return re.sub(r"(<mi>[A-Za-z]{2,}</mi>)(?=<m(i|sub)>)", r'\1<mspace width="0.167em" />', made)
