@@ -76,7 +76,7 @@ def train(
     """Train a classifier by its cross-entropy, and record trace and rank of G on the way.
 
     With `out`, every epoch writes a checkpoint; a second call resumes from the newest and ends
-    with the same weights of an uninterrupted run. It may ask for more epochs (unless the rate
+    with the weights of an uninterrupted run. It may ask for more epochs (unless the rate
     follows a schedule over them), and for nothing else: another architecture, data set or
     configuration is refused. The weights of `model` are then those of the checkpoint, whatever it
     came with.

@@ -31,7 +31,7 @@ class Attacked(NamedTuple):
     """An input that was moved, and the output of the network there.
 
     Attributes:
-        end: (*x.shape) the moved input; x itself where the gradient or G is zero.
+        end: (*x.shape) the moved input; x itself where there is no direction to follow.
         logits: (C,) at the end; NaN where x or the model is.
         distance: ‖end − x‖, at most the budget.
         label: The class that was attacked.

@@ -67,8 +67,8 @@ def combine(
     numbers a blend of references and x that does not depend on the leaf.
 
     Of noise with deviation σ, d σ² is expected in D, of dimension d, and the projections have
-    followed it. Given σ, each p_i is first shrunk to r_i + c (p_i − r_i) with c = max(0, 1 − (d −
-    2) σ² / ‖p_i − r_i‖²): the positive-part James-Stein estimate in D.
+    followed it. Given σ, each p_i is first shrunk to r_i + c (p_i − r_i) with
+    c = max(0, 1 − (d − 2) σ² / ‖p_i − r_i‖²): the positive-part James-Stein estimate in D.
 
     Args:
         x: The noisy image.
@@ -78,8 +78,7 @@ def combine(
             "weighted" by exp(−‖x − r_i‖² / 2 bandwidth²): by the distance of the reference, since
             that of the projection falls as the flow fits the noise.
         bandwidth: For "weighted", in the units of x, > 0.
-        noise: The deviation σ of the noise in the units of x, > 0; None not to
-            shrink.
+        noise: The deviation σ of the noise in the units of x, > 0; None for no shrinkage.
         along: The share of the displacement from reference to projection that is taken.
         across: The share of the remaining displacement x − p_i that is added.
 
