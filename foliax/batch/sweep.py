@@ -54,12 +54,12 @@ def sweep(
     does not compile again, as long as fn is the same function (define a lambda once, outside the
     loop over models).
 
-    With `out`, every array of the result is a `.npy` file there. A run that was stopped resumes when
-    it is called again, and the files end up byte for byte
-    those of a run that was not stopped; a finished sweep computes nothing. Sweeps are the same if
-    they agree in the program that fn compiles to, the weights, batch and block, the kind of
-    device, the versions of foliax and jax, and the inputs: in all rows of an array or a list, in
-    the first and the last batch of other sources.
+    With `out`, every array of the result is a `.npy` file there. A run that was stopped resumes
+    when it is called again, and the files end up byte for byte those of a run that was not stopped;
+    a finished sweep computes nothing. Sweeps are the same if they agree in the program that fn
+    compiles to, the weights, batch and block, the kind of device, the versions of foliax and jax,
+    and the inputs: in all rows of an array or a list, in the first and the last batch of other
+    sources.
 
     Args:
         fn: A pure function of the model and one input (or one of each, for a tuple of inputs)
