@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """What the geometry needs of an output distribution."""
+    """What the geometry asks of an output distribution."""
 
     def check(self, num_logits: int) -> None:
         """Raise ValueError if the distribution cannot have this many logits."""
@@ -32,15 +32,15 @@ class Likelihood(Protocol):
         ...
 
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "r c"]:
-        """Return orthogonal rows spanning the functions of the logits that determine p.
+        """Return orthogonal rows spanning the functions of the logits the distribution sees.
 
-        A contrast of 1 is a change of the size that matters to the distribution, in whatever units
-        the logits are. Each class that cannot occur has a row of zeros.
+        A contrast of 1 is a change that the distribution shows, in whatever units the logits are.
+        Each class that cannot occur has a row of zeros.
         """
         ...
 
     def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
-        """Return the change of each logit that matters to the distribution."""
+        """Return the change of each logit that the distribution shows."""
         ...
 
     def probabilities(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
@@ -70,7 +70,7 @@ class Categorical(eqx.Module):
 
     A logit of −∞ is a class that cannot occur. It is no direction of D, and everything is as in the
     model without that class, but that arrays have the shapes of C classes, the rest of them zero.
-    Derivatives must know of the mask too: `jnp.where(mask, logits, -jnp.inf)` or a constant −∞
+    The mask must say so to derivatives too: `jnp.where(mask, logits, -jnp.inf)` or a constant −∞
     added, and not log 0, whose derivative is NaN. Logits of +∞, of NaN, or all of −∞ are no
     distribution: a status is then invalid, a rank or dimension −1. On a walk, a class that cannot
     occur at the start and can elsewhere, or the reverse, is an edge where p jumps: what keeps p
@@ -96,7 +96,7 @@ class Categorical(eqx.Module):
         self, logits: Float[Array, " c"]
     ) -> tuple[Float[Array, " c-1"], Float[Array, "c-1 c"]]:
         """Return the stick-breaking weights and rows, computed in log space."""
-        # −∞ would give NaN gradients; exp(lowest / 2) is 0 as well, and three times it is finite.
+        # −∞ would leave NaN gradients; exp(lowest / 2) is 0 as well, and three of it are a number.
         lowest = jnp.finfo(logits.dtype).min / 4
         log_p = jnp.maximum(jax.nn.log_softmax(logits), lowest)
         log_tail = lax.cumlogsumexp(log_p, reverse=True)
@@ -156,7 +156,7 @@ class Categorical(eqx.Module):
         """
         log_p = jax.nn.log_softmax(logits)
         goes, comes = change == -jnp.inf, (change == jnp.inf) & (log_p == -jnp.inf)
-        # A common shift of all logits changes nothing.
+        # A common shift of all logits is invisible.
         change = change - change[jnp.argmax(jnp.where(goes, -jnp.inf, log_p))]
         d = jnp.where(goes, 0, change - _log_mean_exp(log_p, change))
         terms = jnp.where(goes, jnp.exp(log_p), _weighted_phi(log_p, d))
@@ -167,7 +167,7 @@ class Bernoulli(eqx.Module):
     """C ≥ 1 independent yes-or-no labels, the model giving the log-odds of each.
 
     Its metric on logits is diag(p (1 − p)), p = σ(s), of rank C: nothing is centred, and a common
-    shift of all logits changes p. D is the row space of J itself, of dimension ≤ C. Log-odds are
+    shift of all logits is seen. D is the row space of J itself, of dimension ≤ C. Log-odds are
     finite: one of ±∞, of a label that is certain, weighs nothing in G, but walks of it are invalid;
     leave such a label out.
 
@@ -193,7 +193,7 @@ class Bernoulli(eqx.Module):
         return jnp.ones(logits.shape, bool)
 
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
-        """Return the identity: p depends on every logit."""
+        """Return the identity: every logit is seen."""
         return jnp.eye(logits.size, dtype=logits.dtype)
 
     def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
@@ -268,7 +268,7 @@ class Gaussian(eqx.Module):
         return jnp.ones(logits.shape, bool)
 
     def contrasts(self, logits: Float[Array, " c"]) -> Float[Array, "c c"]:
-        """Return diag(1 / scale): every output counts, in units of its standard deviation."""
+        """Return diag(1 / scale): every output is seen, in its standard deviations."""
         return jnp.diag(self.factor(logits)[0])
 
     def unit(self, logits: Float[Array, " c"]) -> Float[Array, " c"]:
@@ -299,7 +299,7 @@ def included(likelihood: Likelihood, logits: Float[Array, " c"]) -> Float[Array,
 
 
 def is_valid(likelihood: Likelihood, logits: Float[Array, " c"]) -> Bool[Array, ""]:
-    """Return whether the logits are those of a distribution."""
+    """Tell whether the logits are those of a distribution."""
     return jnp.all(jnp.isfinite(included(likelihood, logits)))
 
 
@@ -329,7 +329,7 @@ def contrast_change(
 
 def square_root(p: Float[Array, " c"]) -> Float[Array, " c"]:
     """Return √p, with derivative 0 at p = 0."""
-    there = ~(p == 0)  # a NaN propagates
+    there = ~(p == 0)  # a NaN goes on
     return jnp.where(there, jnp.sqrt(jnp.where(there, p, 1)), 0)
 
 

@@ -1,6 +1,6 @@
-"""What every public function does first: check its arguments, and evaluate the model at one point.
+"""What every public function does first: check its arguments, and look at the model at one point.
 
-The checks are made by hand, so that the caller gets an error about the argument and not a
+The checks are made by hand, so that the caller reads a sentence about the argument and not a
 type-checker's report. All of them rest on shapes and dtypes alone: they cost nothing under `jit`.
 """
 
@@ -32,7 +32,7 @@ def dot(a: Array, b: Array) -> Array:
 def norm(v: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
     """Return ‖v‖ over an axis, or of all numbers, with gradient zero at v = 0."""
     square = jnp.sum(v**2, axis=axis)
-    there = ~(square == 0)  # a NaN propagates
+    there = ~(square == 0)  # a NaN goes on
     return jnp.where(there, jnp.sqrt(jnp.where(there, square, 1)), 0)
 
 
@@ -149,7 +149,7 @@ def pullback(
 ) -> tuple[Float[Array, " c"], Callable[[Float[Array, " c"]], Float[Array, " n"]]]:
     """Return the logits s(x), and the map from a cotangent u on them to the flat gradient Jᵀu.
 
-    Both are in the working dtype; the model itself gets x, and cotangents, in its own.
+    Both are in the working dtype; the model itself sees x, and cotangents, in its own.
     """
     logits_struct(model, x, likelihood)
     with precision_of(model):
@@ -193,7 +193,7 @@ def pull_rows(
 
 
 def check_chunk(chunk: Count | None) -> None:
-    """Refuse a chunk that is neither None nor a positive integer."""
+    """Refuse a chunk that is neither None nor a positive whole number."""
     if chunk is not None and (not isinstance(chunk, Integral) or chunk < 1):
         raise ValueError(f"chunk must be None or a whole number of rows >= 1, got {chunk!r}")
 
@@ -206,7 +206,7 @@ def check_choice(value: Any, *, name: str, choices: tuple[str, ...]) -> None:
 
 
 def is_traced(value: Any) -> bool:
-    """Return whether a value is unknown while a program is being traced."""
+    """Tell whether a value is unknown while a program is being traced."""
     return isinstance(value, Tracer)
 
 
@@ -243,13 +243,13 @@ def check_key(key: Any, *, name: str = "key") -> None:
 
 
 def check_count(value: Any, *, name: str, least: int = 1) -> None:
-    """Refuse what is not a static integer >= least: it sets the shape of the result."""
+    """Refuse what is not a static whole number >= least: it sets the shape of the result."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 def as_class(value: Any, num_classes: int, *, name: str) -> Int[Array, ""]:
-    """Return a class as an index; refuse what is known to be none."""
+    """Return a class as an index; refuse what is seen to be none."""
     index = jnp.asarray(value)
     whole = index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer)
     if not whole or (not is_traced(index) and not 0 <= int(index) < num_classes):
