@@ -5,9 +5,9 @@ induces, and walks along the leaves. Everything here is a pure function of `(mod
 input x, and compiles itself; batch with `jax.vmap`.
 
 `foliax.fisher` (F on the parameters), `foliax.leaf` (the geometry of leaves), `foliax.equivariance`
-(invariant models), `foliax.apps` (what the foliation is good for), `foliax.sharding` (many devices
-and hosts), `foliax.zoo` (networks, data, training, checkpoints) and `foliax.viz` (pictures) are
-loaded when they are first used.
+(invariant models), `foliax.apps` (denoising, outliers, generation, explanation, transfer, attacks),
+`foliax.sharding` (many devices and hosts), `foliax.zoo` (networks, data, training, checkpoints) and
+`foliax.viz` (pictures) are loaded when they are first used.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""Is D integrable? Frobenius' condition, measured: what Lie brackets of its fields leave D.
+"""Is D integrable? Frobenius' condition, measured: how far Lie brackets of its fields leave D.
 
-The fields are the gradients of the logit contrasts, c_i = ∇(H s)_i, which span D without any p.
-The part of a bracket outside D is tensorial in the fields, so that of the fields ∇p_i of the
+The fields are the gradients of the logit contrasts, c_i = ∇(H s)_i, which span D and do not depend
+on p. The part of a bracket outside D is tensorial in the fields, so that of the fields ∇p_i of the
 papers is the same up to the (badly scaled) coefficients that express them in the c_i.
 """
 

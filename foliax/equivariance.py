@@ -258,4 +258,4 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 def _ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where((a == 0) & (b == 0), 0, a / jnp.where(b == 0, 1, b))  # a NaN goes on
+    return jnp.where((a == 0) & (b == 0), 0, a / jnp.where(b == 0, 1, b))  # a NaN propagates

@@ -111,7 +111,7 @@ def lanczos(
     start = jnp.where(jnp.any(start != 0), start / scale, 1)  # its norm would underflow
     # Where rank G < num_iterations the Krylov space is exhausted early and Lanczos divides by
     # zero. A diagonal at rounding level keeps it going, and as much of a start outside of what G
-    # spans, for an eigenvector along one axis; what they alone explain is set to zero.
+    # spans, for an eigenvector along one axis; eigenvalues due to them alone are set to zero.
     floor = 4 * jnp.finfo(start.dtype).eps
     jitter = floor * jax.random.uniform(jitter_seed, start.shape, start.dtype)
     start = start + jitter

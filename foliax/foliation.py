@@ -1,7 +1,8 @@
 """The distribution D = (ker G)^⊥ and its complement: frames, dimensions, projections.
 
 D_x = span{∇log p_i} is the row space of the centred logit Jacobian K = H J, H the Helmert
-contrasts. K does not contain p: a softmax that is one-hot to rounding kills G numerically, not D.
+contrasts. K does not contain p: where the softmax is one-hot to rounding, G vanishes numerically
+and D does not.
 """
 
 from typing import NamedTuple
@@ -27,7 +28,7 @@ class Frame(NamedTuple):
 
     Attributes:
         vectors: (m, *x.shape) with m = min(n, C − 1); rows that the mask drops are zero.
-        mask: (m,), true for the directions that are numerically there.
+        mask: (m,), true for the directions that are numerically independent.
     """
 
     vectors: Float[Array, "m ..."]
@@ -90,7 +91,7 @@ def dimension(
 ) -> Int[Array, ""]:
     """Return dim D: the number of singular values of H J with s² > rtol · s_1².
 
-    Counts directions of D regardless of saturation; `foliax.rank` counts what G still sees. As of
+    Counts directions of D regardless of saturation; `foliax.rank` counts eigenvalues of G. As of
     all counts, its derivative is a TypeError.
 
     Args:

@@ -11,10 +11,10 @@
 # %% [markdown]
 # # 1 The local data matrix of your own model
 #
-# A classifier looks at an image and sees very little of it. Of the 64 directions in which you could
-# change an 8×8 digit, it notices at most nine. Which nine, and how strongly, is written in one
+# Most changes of an image do not change what a classifier says. Of the 64 directions in which you
+# could change an 8×8 digit, it reacts to at most nine. Which nine, and how strongly, is in one
 # matrix: the **local data matrix** $G(x, w)$, the Fisher information with the data in the place of
-# the parameters. Here you compute it, look at it, and then do the same for a model of your own.
+# the parameters. Here you compute it for a digit, and then for a model of your own.
 #
 # *A minute on a CPU.* The first cell installs foliax where it is not there yet.
 
@@ -25,7 +25,7 @@ except ImportError:
     import subprocess
     import sys
 
-    # A checkout of foliax, seen from here; the repository has no public address yet. On Colab,
+    # A checkout of foliax, relative to here; the repository has no public address yet. On Colab,
     # upload the checkout and write its folder.
     SOURCE = ".."
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
@@ -45,11 +45,11 @@ from PIL import Image
 
 from foliax import viz, zoo
 
-SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to see that everything works
+SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to check that everything works
 PICTURES = Path(tempfile.mkdtemp(prefix="foliax_"))
 
 data = zoo.load_digits()  # 8×8 digits, which come with scikit-learn
-model = zoo.load("digits_mlp")  # 64-48-10, trained part of the way
+model = zoo.load("digits_mlp")  # 64-48-10, partially trained
 x = data.test_x[0]
 
 print(f"one input: {x.shape}, n = {x.size}; C = {data.num_classes} classes")
@@ -142,7 +142,7 @@ for length in (1.0, 0.3, 0.1, 0.03, 0.01):
 #
 # foliax takes any **callable pytree** from *one* input to $C$ **logits**. That covers Flax NNX,
 # Linen, Equinox and plain functions. Here is one network written three ways, with the weights of
-# the one above; the geometry must not care.
+# the one above; the geometry must be the same.
 #
 # **NNX** modules are such pytrees as they are.
 
@@ -228,7 +228,7 @@ print("of the Linen model:", np.asarray(traces(my_linen, data.test_x[:4])).round
 
 # %% [markdown]
 # For a whole data set there is `foliax.sweep`: it streams batches through one program, and with
-# `out=` it writes to files that a stopped run picks up.
+# `out=` it writes files from which a stopped run resumes.
 
 # %%
 many = data.test_x[:16] if SMOKE else data.test_x
@@ -240,11 +240,11 @@ print(f"{len(many)} test images")
 print(f"trace: median {np.median(trace):.3f}, from {trace.min():.3g} to {trace.max():.3g}")
 print(f"rank: from {rank.min()} to {rank.max()}")
 share = np.median(leading.values[:, 0] / trace)
-print(f"the first direction alone holds {100 * share:.0f} % of the trace in the median")
+print(f"the first direction alone has {100 * share:.0f} % of the trace in the median")
 
 # %% [markdown]
-# Where the trace is small the network is sure of itself, and blind to small changes; where it is
-# large, the image stands near a border.
+# Where the trace is small the prediction is certain and does not react to small changes; where it
+# is large, the image lies near a decision boundary.
 
 # %%
 order = np.argsort(trace)
@@ -264,5 +264,5 @@ Image.open(
 )
 
 # %% [markdown]
-# Next: the directions that $G$ sees fit together to surfaces, and one can walk on them
+# Next: the directions of $G$ are tangent to surfaces, and one can walk on them
 # (`02_walking_the_data_leaf`).

@@ -11,11 +11,11 @@
 # %% [markdown]
 # # 2 Walking the data leaf
 #
-# At every point of input space the local data matrix $G$ sees at most $C - 1$ directions: its row
+# At every point of input space the local data matrix $G$ has at most $C - 1$ directions: its row
 # space $D = (\ker G)^\perp$. These directions are tangent to surfaces, the **data leaves**, and the
 # leaves fill the input space as a **foliation**. Across them run the leaves of the kernel, where
-# the prediction does not change at all. Here you walk along both, and see which of the slides'
-# claims hold on small digits, and which do not.
+# the prediction does not change at all. Here you walk along both, and measure which of the
+# slides' claims hold on small digits, and which do not.
 #
 # *A minute or two on a CPU.* The first cell installs foliax where it is not there yet.
 
@@ -26,7 +26,7 @@ except ImportError:
     import subprocess
     import sys
 
-    # A checkout of foliax, seen from here; the repository has no public address yet. On Colab,
+    # A checkout of foliax, relative to here; the repository has no public address yet. On Colab,
     # upload the checkout and write its folder.
     SOURCE = ".."
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
@@ -44,17 +44,17 @@ from PIL import Image
 
 from foliax import viz, zoo
 
-SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to see that everything works
+SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to check that everything works
 PICTURES = Path(tempfile.mkdtemp(prefix="foliax_"))
 STEPS = 100 if SMOKE else 1000
 
 data = zoo.load_digits()
-model = zoo.load("digits_mlp")  # trained part of the way, as it must be (notebook 3)
+model = zoo.load("digits_mlp")  # partially trained, as it must be (notebook 3)
 predict = jax.jit(jax.vmap(lambda model, x: jax.nn.softmax(model(x)), in_axes=(None, 0)))
 classify = jax.jit(jax.vmap(lambda model, x: jnp.argmax(model(x)), in_axes=(None, 0)))
 
 
-def told(points, steps=None):
+def described(points, steps=None):
     """Return a caption for each point: where it is, its label and probability."""
     p = np.asarray(predict(model, jnp.asarray(points)))
     heads = [""] * len(p) if steps is None else [f"step {step}\n" for step in steps]
@@ -77,7 +77,7 @@ last = int(path.num_steps)
 
 print("ended as:", foliax.Status(int(path.status)).name, "after", last, "steps")
 print(f"distance to the target: {path.distance[0]:.2f} at the start, {path.distance[-1]:.2f} now")
-print(f"of the direction, D still holds {path.tangent_fraction[-1]:.4f}")
+print(f"share of the direction inside D: {path.tangent_fraction[-1]:.4f}")
 
 # %%
 rows = np.linspace(0, last, 8).round().astype(int)
@@ -85,7 +85,7 @@ points = jnp.concatenate([path.points[rows], target[None]])
 Image.open(
     viz.strip(
         data.to_pixels(points),
-        [*told(path.points[rows], rows), "target\n" + told(target[None])[0]],
+        [*described(path.points[rows], rows), "target\n" + described(target[None])[0]],
         PICTURES / "leaf.png",
         title="On the data leaf, from one digit toward another",
     )
@@ -93,19 +93,23 @@ Image.open(
 
 # %% [markdown]
 # The label changes to that of the target, and the image does not become the target. **The walk has
-# stalled**: what is left of the way points out of $D$, so nothing on this leaf is nearer, at least
-# around here. That point is the **foot of the perpendicular** from the target to the leaf. Its
-# distance from the target is a distance from the leaf, and never an arrival.
+# stalled**: the remaining displacement is perpendicular to $D$, so no point of this leaf is nearer,
+# at least locally. That point is the **closest point** of the leaf to the target (the foot of the
+# perpendicular). Its distance from the target is the distance from the leaf; the walk has not
+# arrived.
 #
 # `Path` says so in its `Status`, and in the tangent fraction $\|P_D d\| / \|d\|$ of the remaining
-# way $d$. `foliax.foot` is the same walk as a projection: of the target, on the leaf of the start.
+# displacement $d$. `foliax.foot` is the same walk as a projection: of the target, on the leaf of
+# the start.
 
 # %%
-foot = jax.jit(foliax.foot)(model, target, start)
-away = target - foot.point
-inside = jnp.linalg.norm(foliax.project_leaf(model, foot.point, away))
-print(f"distance of the target from the leaf of the start: at most {foot.distance:.3f}")
-print(f"of that way, {inside / foot.distance:.1e} is tangent to the leaf: a right angle")
+nearest = jax.jit(foliax.foot)(model, target, start)
+away = target - nearest.point
+inside = jnp.linalg.norm(foliax.project_leaf(model, nearest.point, away))
+print(f"distance of the target from the leaf of the start: at most {nearest.distance:.3f}")
+print(
+    f"of that displacement, {inside / nearest.distance:.1e} is tangent to the leaf: a right angle"
+)
 
 # %% [markdown]
 # ## Are any two images joined? (S3)
@@ -123,30 +127,30 @@ ended = np.linalg.norm(np.asarray(targets - paths.best).reshape(num_pairs, -1), 
 left = ended / begun
 labelled = np.asarray(classify(model, paths.best) == classify(model, targets))
 print(f"{arrived.sum()} of {num_pairs} pairs arrive within 1.0 of the target")
-print(f"way left: {100 * np.median(left):.0f} % in the median, {100 * left.min():.0f} % at least")
+print(f"remaining: {100 * np.median(left):.0f} % in the median, {100 * left.min():.0f} % at least")
 print(f"the label of the target is reached by {labelled.sum()} of {num_pairs}")
 before, after = (
     np.abs(np.asarray(predict(model, xs) - predict(model, targets))).max(axis=1)
     for xs in (starts, paths.best)
 )
 print(
-    f"max |p − p(target)|: {np.median(before):.2f} at the start, {np.median(after):.0e} at the foot"
+    f"max |p − p(target)|: {np.median(before):.2f} at the start, {np.median(after):.0e} at the end"
 )
 
 # %% [markdown]
 # So on digits the claim does not hold as it is stated. What does hold is weaker, and interesting
-# enough: on the leaf of almost any image lies a point that the *network* takes for the target. With
-# nine of 64 dimensions one should not expect more: the nine are those that the network looks at,
-# and the other 55 stay, nearly, those of the start. The last line says why it works: what is left
-# of the way lies in $\ker G$, and there, near by, $p$ does not change. The network sees little of
-# the difference between the foot and the target; you see it at once.
+# enough: on the leaf of almost any image lies a point that the *network* classifies as the target.
+# With nine of 64 dimensions one should not expect more: the nine are those that the network reacts
+# to, and the other 55 stay, nearly, those of the start. The last line says why it works: the
+# remaining displacement lies in $\ker G$, and along it $p$ does not change, locally. To the network
+# the closest point and the target differ little; to you they differ at once.
 #
 # ## Two schemes
 #
-# The scheme above is foliax's `"exact"`: it shortens its step near the foot, and stops there. That
-# of the paper, `"published"`, always takes a step of 0.1 and clips to the pixel box. It cannot
-# stop, so it dithers around the foot until it is out of steps, and the clipping moves it off
-# the leaf, which may well bring it nearer.
+# The scheme above is foliax's `"exact"`: it shortens its step near the closest point, and stops
+# there. That of the paper, `"published"`, always takes a step of 0.1 and clips to the pixel box. It
+# cannot stop, so it moves back and forth around that point until it is out of steps, and the
+# clipping moves it off the leaf, which may well bring it nearer.
 
 # %%
 published = foliax.walk(
@@ -178,7 +182,12 @@ Image.open(
             )
             for title, label, values, log in (
                 ("Distance to the target", "input units", lambda w: w.distance, False),
-                ("What D holds of the way", "tangent fraction", lambda w: w.tangent_fraction, True),
+                (
+                    "Share of the direction inside D",
+                    "tangent fraction",
+                    lambda w: w.tangent_fraction,
+                    True,
+                ),
             )
         ],
         PICTURES / "schemes.png",
@@ -189,7 +198,7 @@ Image.open(
 # ## Away from the leaf (S6)
 #
 # Now the other way: along $\ker G$. There the probabilities are conserved, not approximately but
-# exactly, and so every scheme can be judged by what it does to them. `foliax.drift` follows a
+# exactly, and so every scheme can be measured by how far it changes them. `foliax.drift` follows a
 # constant direction, here a random one, inside the pixel box.
 
 # %%
@@ -205,7 +214,7 @@ drifts = {
 }  # fmt: skip
 rows = np.linspace(0, len(drifts["exact"].steps) - 1, 9).round().astype(int)
 points = jnp.concatenate([drifted.points[rows] for drifted in drifts.values()])
-captions = told(points, [int(step) for d in drifts.values() for step in d.steps[rows]])
+captions = described(points, [int(step) for d in drifts.values() for step in d.steps[rows]])
 for scheme, drifted in drifts.items():
     print(f"{scheme:>9}: p has moved by {drifted.drift.max():.1e} at most")
 Image.open(
@@ -214,7 +223,7 @@ Image.open(
         captions,
         PICTURES / "kernel.png",
         row_labels=list(drifts),
-        title="Along the kernel: noise is added, and the network does not see it",
+        title="Along the kernel: noise is added, and the prediction stays",
     )
 )
 
@@ -244,8 +253,9 @@ Image.open(
 # ## The level of noise (S5, S7)
 #
 # A path on the data leaf is said to keep the level of noise, and a noisy image to be joined to
-# others along a noisy leaf. We read the noise by a Laplacian (Immerkær 1996), which gives σ on flat
-# ground, and to which strokes add. Each leaf path is compared with a kernel path as long.
+# others along a noisy leaf. We estimate the noise by a Laplacian (Immerkær 1996), which gives σ
+# where the image is flat, and to which strokes add. Each leaf path is compared with a kernel path
+# of the same length.
 
 # %%
 MASK = np.array([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
@@ -295,8 +305,8 @@ print(f"on its leaf     {np.median(level(noisy.end)):.3f}; {noisy_arrived.sum()}
 # %% [markdown]
 # Read the table before the claim. The level is higher at the end of a leaf path than at its start
 # for most of these pairs: on 8×8 digits the eigenvectors of $G$ are as rough as strokes are, and a
-# step along them looks like noise to any local estimate. The kernel adds more over the same way,
-# so the difference that the slides draw is there; "the same level" is not.
+# step along them looks like noise to any local estimate. The kernel adds more over the same
+# length, so the difference that the slides draw is there; "the same level" is not.
 
 # %%
 pick = 0
@@ -310,7 +320,7 @@ groups = [
 images = jnp.stack([image for _, image in groups])
 captions = [
     f"{name}\n{label}\nlevel {value:.3f}"
-    for (name, _), label, value in zip(groups, told(images), level(images), strict=True)
+    for (name, _), label, value in zip(groups, described(images), level(images), strict=True)
 ]
 Image.open(viz.strip(data.to_pixels(images), captions, PICTURES / "noise.png"))
 

@@ -13,7 +13,7 @@
 #
 # "This is why we do not want a fully trained model: the information is lost at equilibrium!" So the
 # slides, under a picture in which the trace of $G$ rises and then falls. Here you train a small
-# network, watch $G$ while it learns, and choose the epoch to look at.
+# network, record $G$ during training, and choose the epoch to use.
 #
 # *A minute or two on a CPU.* The first cell installs foliax where it is not there yet.
 
@@ -24,7 +24,7 @@ except ImportError:
     import subprocess
     import sys
 
-    # A checkout of foliax, seen from here; the repository has no public address yet. On Colab,
+    # A checkout of foliax, relative to here; the repository has no public address yet. On Colab,
     # upload the checkout and write its folder.
     SOURCE = ".."
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
@@ -43,7 +43,7 @@ from PIL import Image
 
 from foliax import viz, zoo
 
-SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to see that everything works
+SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to check that everything works
 PICTURES = Path(tempfile.mkdtemp(prefix="foliax_"))
 
 data = zoo.load_digits()
@@ -53,9 +53,9 @@ untrained = zoo.MLP((64, 48, 10), rngs=nnx.Rngs(0))
 # ## What to expect
 #
 # $G = J^T (\operatorname{diag} p - p\,p^T) J$ has two parts. The Jacobian $J$ of the logits grows
-# while the network learns to tell classes apart. The matrix in the middle is the covariance of a
-# label drawn from $p$, and it vanishes when $p$ becomes sure. First the one wins, then the other:
-# the trace rises, then falls.
+# while the network learns to distinguish the classes. The matrix in the middle is the covariance of
+# a label drawn from $p$, and it vanishes when $p$ becomes certain. First the one dominates, then
+# the other: the trace rises, then falls.
 #
 # ## The papers' setting: the rise
 #
@@ -74,7 +74,7 @@ Image.open(viz.dynamics(slow, PICTURES / "paper.png"))
 #
 # ## On to the equilibrium: the fall
 #
-# Adam gets there sooner. `on_epoch` keeps the network of every epoch, for later.
+# Adam reaches it sooner. `on_epoch` keeps the network of every epoch, for later.
 
 # %%
 config = zoo.TrainConfig(
@@ -120,14 +120,13 @@ Image.open(
 # %% [markdown]
 # ## What is lost, and what is not
 #
-# The rank at right hardly falls: it counts every eigenvalue that stands out of rounding. Let us ask
-# more of it, and count only those above 1 % of the largest. And let us look at test images, not at
-# those that were trained on.
+# The rank at right hardly falls: it counts every eigenvalue above rounding. Let us count only
+# those above 1 % of the largest, and let us use test images, not those of the training.
 
 
 # %%
 def look(model, x):
-    """Return what one image shows of G."""
+    """Return trace, rank and dimension at one image."""
     p = jax.nn.softmax(model(x))
     return {
         "trace": foliax.trace(model, x),
@@ -140,18 +139,18 @@ def look(model, x):
 
 images = data.test_x[: 8 if SMOKE else 200]
 epochs = sorted(kept)
-seen = [foliax.sweep(look, kept[e], images, progress=False) for e in epochs]
+measured = [foliax.sweep(look, kept[e], images, progress=False) for e in epochs]
 
 
 def curve(label, name):
     """Return median and quartiles over the images, by epoch."""
-    low, middle, high = np.quantile([found[name] for found in seen], (0.25, 0.5, 0.75), axis=1)
+    low, middle, high = np.quantile([found[name] for found in measured], (0.25, 0.5, 0.75), axis=1)
     return viz.Curve(label, epochs, middle, low, high)
 
 
 def mean(label, name, **look):
     """Return the mean over the images, by epoch."""
-    return viz.Curve(label, epochs, [np.mean(found[name]) for found in seen], **look)
+    return viz.Curve(label, epochs, [np.mean(found[name]) for found in measured], **look)
 
 
 Image.open(
@@ -182,28 +181,26 @@ print("test images: median confidence, median and mean trace, mean of the others
 names = ("epoch", "accuracy", "confidence", "trace", "mean", "λ > 1 %", "dim D")
 print(" ".join(f"{name:>10}" for name in names))
 for e in sorted({1, chosen, epochs[-1]}):
-    found = seen[e - 1]
+    found = measured[e - 1]
     print(
         f"{e:10d} {history.test_accuracy[e - 1]:10.3f} {np.median(found['probability']):10.4f} "
         f"{np.median(found['trace']):10.3g} {found['trace'].mean():10.3g} "
         f"{found['loose'].mean():10.2f} {found['dimension'].mean():10.2f}"
     )
-largest = np.sort(seen[-1]["trace"])[::-1]
-held = largest[: len(largest) // 10 + 1].sum() / largest.sum()
-print(
-    f"at the end, a tenth of the images holds {100 * held:.0f} % of all that is left of the trace"
-)
+largest = np.sort(measured[-1]["trace"])[::-1]
+share = largest[: len(largest) // 10 + 1].sum() / largest.sum()
+print(f"at the end, a tenth of the images has {100 * share:.0f} % of all that is left of the trace")
 
 # %% [markdown]
-# Three things come apart here that are easily taken for one:
+# Three quantities behave differently here that are easily confused:
 #
 # - the **trace** of $G$ falls at the typical image. Its mean over the training images falls less,
-#   and that over these test images hardly at all: the few near a border, which the network does
-#   not know by heart, hold nearly everything that is left;
-# - the **rank** falls as far as your tolerance lets it. It says how many directions stand out;
+#   and that over these test images hardly at all: the few near a decision boundary, which the
+#   network has not memorised, have nearly everything that is left;
+# - the **rank** falls as far as your tolerance lets it. It says how many directions exceed it;
 # - the **distribution** $D$ keeps its dimension. It is spanned by differences of logits, in which
-#   $p$ does not appear, and foliax walks with those. A sure network still has leaves; what it has
-#   lost is the metric on them.
+#   $p$ does not appear, and foliax walks with those. A certain prediction still has leaves; what
+#   is lost is the metric on them.
 #
 # ## Does it matter for a walk?
 #
@@ -219,11 +216,13 @@ for e in sorted({1, chosen, epochs[-1]}):
     away = np.asarray(targets - paths.best).reshape(num_pairs, -1)
     left = np.median(np.linalg.norm(away, axis=1) / begun)
     arrived = int(np.sum(np.asarray(paths.status) == foliax.Status.arrived))
-    print(f"epoch {e:2d}: {arrived} of {num_pairs} arrive, {100 * left:.0f} % of the way is left")
+    print(
+        f"epoch {e:2d}: {arrived} of {num_pairs} arrive, {100 * left:.0f} % of the distance remains"
+    )
 
 # %% [markdown]
-# They do, and none arrives at any epoch: the foot of the perpendicular is where they all end. So
+# They do, and none arrives at any epoch: all end at the closest point of their leaf. So
 # "partially trained" is advice about $G$, its trace and spectrum, where it is right. For the
-# leaves alone it is worth checking each time.
+# leaves alone, check each time.
 #
 # Next: what the slides propose to do with all this (`04_denoising_and_out_of_distribution`).

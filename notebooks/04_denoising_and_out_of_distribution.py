@@ -14,7 +14,7 @@
 # The slides end with things to do with a data leaf: "project a noisy data point on the data leaf to
 # perform denoising", and "use the distance from the data leaf to recognize out-of-distribution
 # examples". Both are one call of `foliax.foot`. Here you try them on digits, each beside the
-# plainest baseline there is, and let the numbers say what they are worth.
+# simplest baseline, and measure what they are worth.
 #
 # *A minute on a CPU.* The first cell installs foliax where it is not there yet.
 
@@ -25,7 +25,7 @@ except ImportError:
     import subprocess
     import sys
 
-    # A checkout of foliax, seen from here; the repository has no public address yet. On Colab,
+    # A checkout of foliax, relative to here; the repository has no public address yet. On Colab,
     # upload the checkout and write its folder.
     SOURCE = ".."
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
@@ -44,23 +44,24 @@ from sklearn.metrics import roc_auc_score
 
 from foliax import viz, zoo
 
-SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to see that everything works
+SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to check that everything works
 PICTURES = Path(tempfile.mkdtemp(prefix="foliax_"))
 
 data = zoo.load_digits()
-model = zoo.load("digits_mlp")  # trained part of the way (notebook 3)
+model = zoo.load("digits_mlp")  # partially trained (notebook 3)
 train = np.asarray(data.train_x).reshape(len(data.train_x), -1)
 
 # %% [markdown]
 # ## A leaf to project on
 #
-# Through every point runs a leaf, so "the data leaf" must be named by one of its points. For a new
-# image $x$ we take the leaf through the **nearest training image**, the *reference*, and ask for
-# the foot of the perpendicular from $x$:
+# There is a leaf through every point, so "the data leaf" must be given by one of its points. For a
+# new image $x$ we take the leaf through the **nearest training image**, the *reference*, and
+# compute its closest point to $x$ (the foot of the perpendicular):
 #
 # $$z' = P_D(z)\,(x - z), \qquad z(0) = \text{the reference} .$$
 #
-# The foot keeps of the reference what the network does not see, and takes from $x$ what it does.
+# The closest point keeps those components of the reference that do not change the prediction, and
+# takes from $x$ those that do.
 
 
 # %%
@@ -73,8 +74,8 @@ def nearest(xs):
 
 
 @jax.jit
-def feet(model, xs, references):
-    """Return the foot of each x on the leaf through its reference."""
+def projected(model, xs, references):
+    """Return the closest point to each x on the leaf through its reference."""
 
     def one(row):
         return foliax.foot(model, *row, max_steps=300, stall=1e-3)
@@ -91,9 +92,10 @@ def psnr(clean, other):
 # %% [markdown]
 # ## Denoising (S9)
 #
-# Test images get Gaussian noise of known σ (white is 1), and each remedy is scored against the
-# clean image. The foot has two baselines: the *reference alone*, without any foliation, and a
-# *Gaussian filter*, whose width is chosen on training images, so that it has no look at the answer.
+# Test images get Gaussian noise of known σ (white is 1), and each method is scored against the
+# clean image. The closest point has two baselines: the *reference alone*, without any foliation,
+# and a *Gaussian filter*, whose width is chosen on training images, so that it does not know the
+# answer.
 
 
 # %%
@@ -107,7 +109,7 @@ number = 8 if SMOKE else 200
 clean = data.test_x[:number]
 sigmas = (0.1, 0.3) if SMOKE else (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 widths = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-scores = {"noisy": [], "foot": [], "reference": [], "Gaussian filter": []}
+scores = {"noisy": [], "projection": [], "reference": [], "Gaussian filter": []}
 pictures = {}
 for i, sigma in enumerate(sigmas):
     noisy = data.noisy(clean, sigma, jax.random.key(i))
@@ -118,7 +120,7 @@ for i, sigma in enumerate(sigmas):
     )
     pictures[sigma] = {
         "noisy": noisy,
-        "foot": feet(model, noisy, references).point,
+        "projection": projected(model, noisy, references).point,
         "reference": references,
         "Gaussian filter": filtered(noisy, width),
     }
@@ -171,27 +173,29 @@ Image.open(
 # %%
 medians = {name: np.median(rows, axis=1) for name, rows in scores.items()}
 for other in ("noisy", "reference", "Gaussian filter"):
-    better = [s for s, a, b in zip(sigmas, medians["foot"], medians[other], strict=True) if a > b]
+    pairs = zip(sigmas, medians["projection"], medians[other], strict=True)
+    better = [s for s, a, b in pairs if a > b]
     where = ", ".join(map(str, better)) or "no σ"
-    print(f"The foot is better than {other if other == 'noisy' else 'the ' + other} at: {where}.")
-best = np.max([medians[name] for name in medians if name != "foot"], axis=0)
-wins = int(np.sum(medians["foot"] > best))
+    rival = other if other == "noisy" else f"the {other}"
+    print(f"The projection is better than {rival} at: {where}.")
+best = np.max([medians[name] for name in medians if name != "projection"], axis=0)
+wins = int(np.sum(medians["projection"] > best))
 print(f"It is better than all three at {wins} of {len(sigmas)} levels of noise.")
 
 # %% [markdown]
-# The foot does remove noise once there is enough of it: the noise has 64 dimensions, the leaf at
-# most nine, and the noise across the leaf is gone. What it puts in its place is the reference, and
-# the noise *along* the leaf stays. So a gain over the noisy image is no merit of the foliation by
-# itself: hold it against the reference alone, which is free, and against a filter, which has never
-# seen a digit.
+# The projection does remove noise once there is enough of it: the noise has 64 dimensions, the leaf
+# at most nine, and the noise across the leaf is gone. What replaces it is the reference, and the
+# noise *along* the leaf stays. So a gain over the noisy image is no merit of the foliation by
+# itself: compare it with the reference alone, which is free, and with a filter, which knows nothing
+# of digits.
 #
 # ## Out-of-distribution (S10)
 #
-# The length of the perpendicular is a distance from the leaf, and so a score: far means foreign.
-# The strangers are mirrored digits (which are no digits, but for 0, 1 and 8, nearly) and pixels
-# drawn at random. The baselines are the distance to the nearest training image in raw pixels, and
-# 1 − the largest softmax probability. The area under the ROC curve is 1 for a perfect score and ½
-# for a coin.
+# The length of the perpendicular is a distance from the leaf, and so a score: the farther, the more
+# unusual. The outliers are mirrored digits (which are no digits, but for 0, 1 and 8, nearly) and
+# pixels drawn at random. The baselines are the distance to the nearest training image in raw
+# pixels, and 1 − the largest softmax probability. The area under the ROC curve is 1 for a perfect
+# score and ½ for a coin.
 
 # %%
 known = data.test_x[:number]
@@ -208,10 +212,10 @@ NAMES = ("distance from the leaf", "nearest neighbour", "1 − max softmax")
 
 
 def score(xs):
-    """Return the three scores of each image; larger is more foreign."""
+    """Return the three scores of each image; larger is farther out."""
     references, distance = nearest(xs)
     p = jax.nn.softmax(jax.vmap(model)(xs))
-    values = (feet(model, xs, references).distance, distance, 1 - p.max(axis=1))
+    values = (projected(model, xs, references).distance, distance, 1 - p.max(axis=1))
     return dict(zip(NAMES, map(np.asarray, values), strict=True))
 
 
@@ -242,11 +246,11 @@ likeness = np.corrcoef(flat[leaf], flat[NAMES[1]])[0, 1]
 print(f"Correlation of the two distances over all images: {likeness:.3f}.")
 
 # %% [markdown]
-# The correlation tells the story. With nine of 64 dimensions along the leaf, nearly all of the way
-# from an image to its nearest neighbour is perpendicular: the distance from the leaf *is* the
-# distance to the nearest neighbour, less the little that the network sees. Whatever it knows, it
-# knows from there. On these digits the leaf adds nothing that raw pixels do not have; that it beats
-# the softmax is something that the nearest neighbour does as well.
+# The correlation explains it. With nine of 64 dimensions along the leaf, nearly all of the
+# displacement from an image to its nearest neighbour is perpendicular: the distance from the leaf
+# *is* the distance to the nearest neighbour, less the small part along the leaf. Whatever it knows,
+# it knows from there. On these digits the leaf adds nothing that raw pixels do not have; that it
+# beats the softmax is something that the nearest neighbour does as well.
 
 # %%
 side = np.linspace(0, 1, 101)
@@ -259,7 +263,7 @@ for group in ("mirrored", "random pixels"):
         drawn.append(viz.Curve(name, side, [(outside > bound).mean() for bound in bounds]))
     drawn.append(viz.Curve("a coin", side, side, reference=True))
     title = f"Digits against {group}"
-    panels.append(viz.Panel(title, "digits called foreign", "strangers recognised", drawn))
+    panels.append(viz.Panel(title, "digits called outliers", "outliers recognised", drawn))
 Image.open(viz.curves(panels, PICTURES / "roc.png"))
 
 # %% [markdown]

@@ -1,8 +1,8 @@
 """The reference pages name every public name, and nothing that does not exist."""
 
-import importlib
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -40,20 +40,9 @@ ROOMS = [("foliax.md", foliax, FACE)] + [
 ]
 
 
-def named(path):
-    """Return what a dotted path names: a module where there is one, or an attribute of one."""
-    parent, _, name = path.rpartition(".")
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError:
-        if not parent:
-            raise
-        return getattr(named(parent), name)
-
-
 @pytest.mark.parametrize(("page", "path"), DIRECTIVES)
 def test_a_directive_names_what_exists(page, path):
-    assert named(path) is not None
+    assert resolve_name(path) is not None
     assert page in {name for name, _, _ in ROOMS}
 
 
@@ -61,7 +50,7 @@ def test_a_directive_names_what_exists(page, path):
 def test_every_public_name_is_on_its_page(page, module, names):
     on_page = [path for name, path in DIRECTIVES if name == page]
     assert len(on_page) == len(set(on_page))
-    shown = {path.rpartition(".")[2]: named(path) for path in on_page}
+    shown = {path.rpartition(".")[2]: resolve_name(path) for path in on_page}
     assert len(names) >= 5  # the module's names were found at all
     assert {name for name in names if shown.get(name) is not getattr(module, name)} == set()
 
@@ -73,3 +62,10 @@ def test_the_first_page_shows_the_code_of_the_readme():
     )
     assert len(blocks) == 2
     assert [block for block in blocks if block not in readme] == []
+
+
+@pytest.mark.parametrize(("page", "module", "names"), ROOMS, ids=[room[0] for room in ROOMS])
+def test_which_function_leads_to_every_public_name(page, module, names):
+    text = (DOCS / "which.md").read_text("utf-8")
+    linked = {path.rpartition(".")[2] for path in re.findall(rf"\(api/{page}#([\w.]+)\)", text)}
+    assert set(names) - linked == set()

@@ -1,1 +1,1 @@
-"""Workarounds for XLA, to be deleted when it needs them no more: rewriting, precision."""
+"""Workarounds for XLA, to be deleted when XLA no longer needs them: rewriting, precision."""

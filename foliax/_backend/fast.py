@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-Precision = Any  # what `jax.lax` takes, hashable
+Precision = Any  # what `jax.lax` accepts, hashable
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _NARROW = 4  # input channels up to which shifted products beat a convolution
@@ -36,7 +36,7 @@ def conv(
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
     dtype = jnp.result_type(x, kernel)
-    if precision is None:  # now: the derivatives may be traced when the context is another
+    if precision is None:  # read now: derivatives may be traced under another context
         config: Any = jax.config  # its context settings have no types
         precision = config.jax_default_matmul_precision
     return _conv(x.astype(dtype), kernel.astype(dtype), padding, precision)
@@ -110,7 +110,7 @@ def _scatter(
 def window_max(windows: Shaped[Array, "..."], axes: tuple[int, int]) -> Shaped[Array, "..."]:
     """Return the maximum over the two axes of a window.
 
-    Where values tie, the first in the window, row by row, gets the whole derivative: PyTorch's
+    Where values tie, the first in the window, row by row, gets the entire derivative: PyTorch's
     convention, and that of the stock pool in reverse mode.
     """
     return jnp.max(windows, axis=axes)

@@ -41,14 +41,14 @@ class WithOptions(eqx.Module):
 def with_options(
     model: Model, *, operations: Operations = "auto", precision: Precision = "highest"
 ) -> WithOptions:
-    """Say how foliax shall evaluate and differentiate a model; without this, by the defaults.
+    """Set how foliax evaluates and differentiates a model, in place of the defaults.
 
     Operations change derivatives by rounding alone. On CPU the stock max-pool is slow under the
     vmapped reverse passes of a Jacobian, and the stock convolution inside a compiled loop, such as
     a walk: two to five times, together. "fast" replaces both wherever they occur in the model.
 
     Precision is that of matrix products and convolutions. GPUs compute those of float32 numbers in
-    TF32 unless told otherwise, TPUs in bfloat16, which changes ranks; foliax asks for full float32,
+    TF32 by default, TPUs in bfloat16, which changes ranks; foliax asks for full float32,
     in the model and in its derivatives. It changes nothing on CPU, and no dtype anywhere. A product
     whose precision the model names itself, as `jnp.dot(a, b, precision="high")`, keeps it.
 
@@ -59,8 +59,8 @@ def with_options(
 
     Args:
         model: Callable pytree from one input to C logits.
-        operations: "fast" replaces what it recognises; "stock" leaves the model as it is; "auto" is
-            "fast" on CPU and "stock" elsewhere.
+        operations: "fast" replaces the operations it recognises; "stock" leaves the model as it is;
+            "auto" is "fast" on CPU and "stock" elsewhere.
         precision: "highest" is full float32; "high" and "default" are JAX's, faster and rougher on
             GPU and TPU.
 

@@ -1,8 +1,8 @@
 """Public functions compile themselves: one program for each structure of their arguments.
 
 Arrays are arguments of the program, those that a model holds and those that a plain function
-captures from around it; all else is part of the program. So a function made anew in every call
-finds the program of the last, and one whose captured network is trained on sees the new weights.
+captures from around it; all else is part of the program. So a function that is defined again in
+every call reuses the last program, and one that captures a network uses its present weights.
 """
 
 import functools
@@ -70,7 +70,7 @@ def _program(
     fixed: tuple[Any, ...],
     kinds: tuple[type, ...],
 ) -> Callable[[list[Any]], R]:
-    del kinds  # tells 1 from True and 1.0
+    del kinds  # distinguishes 1 from True and 1.0
 
     def run(arrays: list[Any]) -> R:
         rest = iter(arrays)
@@ -78,7 +78,7 @@ def _program(
         args, options = treedef.unflatten(next(rest) if there else leaf for there, leaf in pairs)
         return function(*args, **options)
 
-    # Inlined, so that inside another program nothing is compiled apart.
+    # Inlined, so that inside another program nothing is compiled separately.
     return jax.jit(run, inline=True)
 
 
@@ -89,7 +89,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _admits_arrays(parameter: inspect.Parameter) -> bool:
-    """Tell whether the signature lets a parameter be an array, of whatever shape."""
+    """Return whether the signature lets a parameter be an array, of whatever shape."""
     kinds = (parameter.annotation, *get_args(parameter.annotation))
     return any(getattr(kind, "array_type", kind) is jax.Array for kind in kinds)
 
@@ -173,7 +173,7 @@ class Captured(eqx.Module):
 def opened(leaf: Any, _seen: tuple[int, ...] = ()) -> Any:
     """Return a plain function as a pytree of what it captures, and anything else as it is.
 
-    A Linen module that holds its variables becomes its `apply` with them: it cannot be hashed.
+    A Linen module that contains its variables becomes its `apply` with them: it cannot be hashed.
     """
     if callable(getattr(leaf, "unbind", None)) and getattr(leaf, "scope", None) is not None:
         module, variables = leaf.unbind()
@@ -198,7 +198,7 @@ def opened(leaf: Any, _seen: tuple[int, ...] = ()) -> Any:
 
 
 def _is_of_a_library(function: types.FunctionType) -> bool:
-    """Tell whether a function comes with a library, and so captures nothing that changes."""
+    """Return whether a function comes with a library, and so captures nothing that changes."""
     root = (function.__module__ or "").partition(".")[0]  # code from `exec` has no module
     return not function.__closure__ and root in _LIBRARIES
 
@@ -216,7 +216,7 @@ def _named(code: types.CodeType) -> list[str]:
 
 
 def _is_captured(function: types.FunctionType, name: str) -> bool:
-    """Tell whether a global may change what the function computes: data, or a near function."""
+    """Return whether a global may change what the function computes: data, or a near function."""
     value = function.__globals__.get(name)
     if isinstance(value, types.ModuleType | type | types.BuiltinFunctionType) or value is None:
         return False

@@ -1,9 +1,9 @@
-"""What a model that raised most likely wants, in the words of the one who called foliax.
+"""What a model that raised most likely needs, in terms of the call of foliax.
 
 A network in training mode, one that takes batches, one whose weights or state are not bound: each
-library says this in its own terms, about its own insides. Nothing here runs unless a model raised
+library reports this in its own terms, about its internals. Nothing here runs unless a model raised
 or returned something else than logits. The libraries are recognised by the names and words of their
-errors, none is imported; what is not recognised is the model's own error, and stays it.
+errors, none is imported; what is not recognised is the model's own error, and is raised as it is.
 """
 
 import re
@@ -195,7 +195,7 @@ def _is_vector(leaf: Any) -> bool:
 
 
 def _is_bare_apply(model: Any) -> bool:
-    """Tell whether this is `module.apply` of a Linen module, without variables."""
+    """Return whether this is `module.apply` of a Linen module, without variables."""
     function, given = getattr(model, "func", None), getattr(model, "args", ())
     is_apply = getattr(function, "__qualname__", "") == "Module.apply"
     return is_apply and len(given) == 1 and hasattr(given[0], "init")
@@ -224,7 +224,7 @@ def _wanted(error: Exception, model: Any, words: Words) -> str | None:
 
 
 def _is_name_of(said: str, model: Any) -> bool:
-    """Tell whether it is the model itself that Python names, and not a function inside of it."""
+    """Return whether it is the model itself that Python names, and not a function inside of it."""
     while isinstance(model, WithOptions):
         model = model.model
     if isinstance(model, Captured):

@@ -1,4 +1,4 @@
-"""What has no derivative says so, instead of returning zero."""
+"""What has no derivative raises when differentiated, instead of returning zero."""
 
 from functools import partial
 from typing import Any

@@ -1,6 +1,6 @@
 """Types of the public arguments that this library checks by hand.
 
-A type checker reads them in full. At run time they are loose, so that the sentence about the
+A type checker reads them in full. At run time they are loose, so that our error about the
 argument comes first also where a type-checking import hook is armed.
 """
 

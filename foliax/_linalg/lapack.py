@@ -2,8 +2,8 @@
 
 jaxlib hands a batch of LAPACK calls to the threads of the very pool that it runs in, and waits for
 them. Two batches that do not depend on each other may so take all threads of a small pool, and each
-waits for ever (seen on two cores, beside convolutions). Matrices here are small, and a loop over
-them costs next to nothing beside the Jacobians that they come from.
+waits for ever (observed on two cores, beside convolutions). Matrices here are small, and a loop
+over them costs next to nothing beside the Jacobians that they come from.
 
 A loop has no reverse derivative, and the stock rules of derivatives decompose in batches again: the
 rules here are the same formulas, written in products of what was decomposed one by one.

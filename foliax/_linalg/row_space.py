@@ -16,7 +16,7 @@ from foliax._linalg import lapack
 from foliax._linalg.products import dot, norm
 from foliax._linalg.rank import counted
 
-_CERTAIN = 8  # a number counts where it is so many times its rounding
+_CERTAIN = 8  # a number counts as nonzero at this many times its rounding error
 _UNROLLED = 16  # rows up to which elimination is written out: one loop of LAPACK calls is slower
 
 
@@ -26,7 +26,7 @@ class RowSpace(eqx.Module):
     Attributes:
         basis: B, (m, n): orthonormal rows, masked ones zero.
         inverse: (m, r), with inverse K = B: so K u = c means B u = inverse c.
-        mask: (m,), false where a direction is numerically not there.
+        mask: (m,), false where a direction is numerically dependent.
         rounding: (m,) how far each row of the basis may reach out of the row space of K, for
             rounding alone: eps × ‖K‖ × what a unit of K is multiplied by to get it.
     """
@@ -50,7 +50,7 @@ class RowSpace(eqx.Module):
         return cls(basis, inverse, mask, _rounding(k, inverse))
 
     def project(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
-        """Project v orthogonally on the row space, K being held fixed."""
+        """Project v orthogonally on the row space, K being constant."""
         return dot(dot(self.basis, v), self.basis)
 
     def project_through(self, k: Float[Array, "r n"], v: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -58,12 +58,12 @@ class RowSpace(eqx.Module):
         return _project(self.basis, self.inverse, k, v)
 
     def holds_part(self, v: Float[Array, " n"]) -> Bool[Array, ""]:
-        """Tell whether the projection of v is more than rounding, in some row of the basis."""
+        """Return whether the projection of v is more than rounding, in some row of the basis."""
         noise = _CERTAIN * self.rounding * norm(v)
         return ~jnp.all(jnp.abs(dot(self.basis, v)) <= noise)
 
     def misses_part(self, v: Float[Array, " n"], rest: Float[Array, " n"]) -> Bool[Array, ""]:
-        """Tell whether `rest`, what the projection leaves of v, is more than rounding."""
+        """Return whether `rest`, what the projection leaves of v, is more than rounding."""
         eps = jnp.finfo(v.dtype).eps
         noise = norm(self.rounding * dot(self.basis, v)) + eps * norm(v)
         return ~(norm(rest) <= _CERTAIN * noise)
@@ -147,7 +147,7 @@ def _decomposed(k: Float[Array, "r n"]) -> Parts:
 
 @_decomposed.def_vmap
 def _many_decomposed(axis_size: int, mapped: list[bool], ks: Float[Array, "b r n"]):
-    """Branch once for the batch: a branch for each would run both ways for all."""
+    """Branch once for the batch: under vmap, cond becomes select and both branches run."""
     del axis_size, mapped  # the only argument is mapped, or there were no rule to ask for
     parts, good = jax.vmap(_by_gram)(ks)
     found = lax.cond(jnp.all(good), lambda: parts, lambda: jax.vmap(_by_svd)(ks))
@@ -189,13 +189,13 @@ def _inverse_cholesky(gram: Float[Array, "r r"]) -> Float[Array, "r r"]:
 def _by_svd(k: Float[Array, "r n"], rtol: float | None = None) -> Parts:
     """Orthonormalise through QR and the SVD of the triangle.
 
-    Unpivoted QR alone would keep spurious directions for dependent rows, and a whole frame for
+    Unpivoted QR alone would keep spurious directions for dependent rows, and a full frame for
     K = 0; here they are masked.
     """
     q, r = lapack.qr(k.T)
     u, s, vt = lapack.svd(r)
     mask = counted(s, num_rows=k.shape[0], rtol=rtol)
-    # A NaN is no dead direction: it must not be masked away.
+    # A NaN is not a zero direction: it must not be masked.
     keep = (mask | ~jnp.all(jnp.isfinite(k)))[:, None]
     basis = jnp.where(keep, dot(q, u).T, 0)
     inverse = jnp.where(keep, vt / jnp.where(mask, s, 1)[:, None], 0)

@@ -1,9 +1,9 @@
-"""What the foliation is good for, and what is done with G.
+"""Applications of the foliation and of G.
 
-Denoising, out-of-distribution scores, generation and explanation stand on `foliax.foot`,
+Denoising, out-of-distribution scores, generation and explanation use `foliax.foot`,
 `foliax.walk` and `foliax.brownian`; the comparison of data sets and attacks on the eigenvalues and
-eigenvectors of G. Each module is a handful of pure functions; how good they are beside what people
-use is measured by the experiment of the same name.
+eigenvectors of G. Each module is a handful of pure functions; how they compare with the usual
+methods is measured by the experiment of the same name.
 """
 
 from foliax.apps import attack as attack

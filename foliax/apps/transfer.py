@@ -1,8 +1,8 @@
-"""Data sets as one trained network sees them: spectra of G, and how far apart two sets are.
+"""Data sets compared by one trained network: spectra of G, and the distance of two sets.
 
 The eigenvalues of G at an input say how fast the output changes there, direction by direction. Over
 a data set the k-th largest has a distribution; two sets are compared by these, order by order, on
-a logarithmic scale. Labels play no part.
+a logarithmic scale. Labels are not used.
 """
 
 from functools import partial
@@ -119,15 +119,15 @@ def log_spectra(eigenvalues: ArrayLike, *, floor: float | None = None) -> Float[
 
 
 def spectral_distance(a: ArrayLike, b: ArrayLike) -> Float[Array, ""]:
-    """Return how far two data sets are apart in the eyes of a network, in decades.
+    """Return the distance of two data sets by the spectra of G, in decades.
 
     For each order k, the 1-Wasserstein distance between the k-th log eigenvalue over one set and
     that over the other, ∫₀¹ |Q_a(t) − Q_b(t)| dt with the quantile functions Q, exact for any two
-    sizes; then the mean over k. It is a metric on the marginal distributions: it does not see which
+    sizes; then the mean over k. It is a metric on the marginal distributions: it ignores which
     eigenvalues occur together in one input.
 
     Args:
-        a: (N, k) log eigenvalues of one set, from `log_spectra`; their order plays no part.
+        a: (N, k) log eigenvalues of one set, from `log_spectra`; in any order.
         b: (M, k) of the other.
 
     Returns:
@@ -151,7 +151,7 @@ def spectral_distance(a: ArrayLike, b: ArrayLike) -> Float[Array, ""]:
             f"{a.shape} and {b.shape}"
         )
     # The quantile functions are constant between the levels i / N and j / M. In units of 1 / (NM)
-    # all levels are whole numbers.
+    # all levels are integers.
     n, m = len(a), len(b)
     levels = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
     widths, start = np.diff(levels) / (n * m), levels[:-1]

@@ -1,4 +1,4 @@
-"""What tells two computations apart: functions spelled out, arrays as digests."""
+"""What identifies a computation: functions spelled out, arrays as digests."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def has_keys(leaf: Any) -> bool:
-    """Tell an array of random keys, which NumPy does not have, from one of numbers."""
+    """Return whether an array is one of random keys, which NumPy does not have."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 

@@ -16,7 +16,7 @@ class Busy(RuntimeError):
 def alone(folder: str | os.PathLike, lock: str) -> Iterator[None]:
     """Keep a second run out of a folder, which is made where there is none.
 
-    The system lets go of the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
 
     Args:
         folder: The folder, called `out` in the refusal.

@@ -12,7 +12,7 @@ from foliax.batch.store import Folder
 
 
 class FolderOfHosts:
-    """A `Folder` that only the first process has; the others follow what it says is done.
+    """A `Folder` that only the first process has; the others follow its journal.
 
     What the first process refuses is raised there, and ends the run: the others lose it.
     """
@@ -30,6 +30,6 @@ class FolderOfHosts:
         self.done = start + len(leaves[0])
 
     def results(self) -> list[np.ndarray]:
-        """Return the files as read-only memory maps, once they are whole."""
+        """Return the files as read-only memory maps, once they are complete."""
         multihost_utils.sync_global_devices("foliax.sweep: all rows are written")
         return [np.lib.format.open_memmap(self._path / name, "r") for name in self._layout]

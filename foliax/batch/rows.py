@@ -104,7 +104,7 @@ class Rows:
         return [source.read(start, stop) for source in self.sources]
 
     def blank(self, *lead: int) -> Any:
-        """Return what fn takes, with leading axes, for its shapes: it holds one number each."""
+        """Return what fn takes, with leading axes, for its shapes: it contains one number each."""
         structs = [source.struct for source in self.sources]
         return self.treedef.unflatten(
             np.broadcast_to(np.zeros((), s.dtype), (*lead, *s.shape)) for s in structs

@@ -1,15 +1,15 @@
 """The same functions over many devices and hosts, on JAX's own engine.
 
 Data are cut along their first axis, one share a device; weights are on all. Every device runs the
-function on its share and waits for none, so that walks of different lengths do not hold each other
-up. Over several hosts each process calls the same lines (`initialize` first), and holds the shares
+function on its share and waits for none, so that walks of different lengths do not delay each
+other. Over several hosts each process calls the same lines (`initialize` first), and has the shares
 of its own devices.
 
     from foliax import sharding
     mesh = sharding.mesh()                      # all devices, of all hosts
     paths = sharding.spread(partial(foliax.walks, box=box), model, xs, targets, mesh=mesh)
     traces = foliax.sweep(foliax.trace, model, images, mesh=mesh)
-    A = sharding.factor(model, x, mesh=mesh)    # each device holds its rows
+    A = sharding.factor(model, x, mesh=mesh)    # each device has its rows
 """
 
 import os
@@ -41,7 +41,7 @@ def initialize(environment: Mapping[str, str] | None = None) -> bool:
     """Join the processes of one run, where the environment says that there are several.
 
     Reads JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID. On CPUs the processes talk by gloo. Call it before anything else of JAX.
+    JAX_PROCESS_ID. On CPUs the processes communicate by gloo. Call it before anything else of JAX.
 
     Args:
         environment: The variables; None for those of this process.
@@ -136,7 +136,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Put the arrays of a pytree on every device whole: weights, a box.
+    """Copy the arrays of a pytree to every device: weights, a box.
 
     Args:
         tree: A pytree; what is no array stays as it is.
@@ -158,7 +158,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Return sharded arrays whole, as NumPy's; over several hosts, on each."""
+    """Return sharded arrays as complete NumPy arrays; over several hosts, on each."""
 
     def whole(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -213,7 +213,7 @@ def factor(
     likelihood: Likelihood = Categorical(),  # noqa: B008
     chunk: Count | None = None,
 ) -> Float[Array, "r n"]:
-    """Return the factor A of G(x, w), each device holding the rows that it computed.
+    """Return the factor A of G(x, w), each device having the rows that it computed.
 
     Args:
         model: Callable pytree from one input to C logits.
@@ -282,7 +282,7 @@ def _factor(model: Any, x: Array, likelihood: Any, chunk: Any, mesh: Mesh) -> Ar
 
 
 def _put(leaf: Any, sharding: NamedSharding, filled: Any = lambda rows: rows) -> Array:
-    """Make a global array of one that each process has whole, each giving what is its own."""
+    """Make a global array of one that each process has entirely, each giving its share."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         numbers = _put(jax.random.key_data(leaf), sharding, filled)
         return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))

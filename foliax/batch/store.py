@@ -1,7 +1,7 @@
-"""What a sweep writes: a file for every result, and the journal that says how much of them holds.
+"""What a sweep writes: a file for every result, and the journal that counts the valid rows.
 
 Rows are flushed before the journal that counts them is put in its place, so that a run may be
-stopped at any moment; a run that goes on checks the files against the journal before it touches
+stopped at any moment; a run that resumes checks the files against the journal before it touches
 anything.
 """
 
@@ -31,7 +31,7 @@ class Folder:
         sweep: All that the results depend on, by the words that a refusal uses.
 
     Attributes:
-        done: How many rows hold.
+        done: How many rows are valid.
     """
 
     def __init__(self, path: Path, layout: Mapping[str, Any], sweep: dict[str, Any]):

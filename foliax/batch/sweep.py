@@ -1,7 +1,7 @@
-"""A pure function over a whole data set: streamed in batches, by one program, resumable.
+"""A pure function over a data set: streamed in batches, by one program, resumable.
 
-Inputs are read a batch at a time (`_sweep_rows`), a batch is worked through in blocks of lanes,
-and results go to an array or to files (`_sweep_files`).
+Inputs are read a batch at a time (`rows`), a batch is computed in blocks, and results go to an
+array or to files (`store`).
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from foliax.batch.store import Folder, held
 
 __all__ = ["sweep"]
 
-_CPU_BLOCK = 4  # lanes whose work stays in the caches of a core
+_CPU_BLOCK = 4  # inputs at once whose data stay in the caches of a core
 
 
 def sweep(
@@ -54,12 +54,12 @@ def sweep(
     does not compile again, as long as fn is the same function (define a lambda once, outside the
     loop over models).
 
-    With `out`, every array of the result is a `.npy` file there. A run that was stopped, whatever
-    stopped it, goes on where it was when it is called again, and the files end up byte for byte
-    those of a run that was not stopped; a finished sweep computes nothing. Sweeps are the same if
-    they agree in the program that fn compiles to, the weights, batch and block, the kind of
-    device, the versions of foliax and jax, and the inputs: in all rows of an array or a list, in
-    the first and the last batch of other sources.
+    With `out`, every array of the result is a `.npy` file there. A run that was stopped resumes
+    when it is called again, and the files end up byte for byte those of a run that was not stopped;
+    a finished sweep computes nothing. Sweeps are the same if they agree in the program that fn
+    compiles to, the weights, batch and block, the kind of device, the versions of foliax and jax,
+    and the inputs: in all rows of an array or a list, in the first and the last batch of other
+    sources.
 
     Args:
         fn: A pure function of the model and one input (or one of each, for a tuple of inputs)
@@ -69,10 +69,10 @@ def sweep(
             len() and slices that give arrays (a memory map, an HDF5 data set, a class that reads
             or converts files). A dict of such makes a dict each, a tuple one argument each, as in
             fn(model, x, target). Numbers of any real dtype reach fn as they are: images kept as
-            whole numbers are converted there, `lambda model, x: foliax.trace(model, x / 255)`.
-        batch: Inputs that are read, held on the device and stored at once, ≥ 1. With `out`, each
+            integers are converted there, `lambda model, x: foliax.trace(model, x / 255)`.
+        batch: Inputs that are read, put on the device and stored at once, ≥ 1. With `out`, each
             batch waits for the disk: take thousands where fn is cheap.
-        block: Lanes of a batch that are computed at once, ≥ 1; None for 4 on a CPU (small blocks
+        block: Inputs of a batch that are computed at once, ≥ 1; None for 4 on a CPU (small blocks
             stay in the caches, and wait least for their slowest walk) and for all elsewhere.
         out: A folder for the results, for this sweep alone; None to keep them in memory.
         progress: Whether to show a bar on stderr.
@@ -133,7 +133,7 @@ def sweep(
 @eqx.filter_jit
 def _block(fn: Any, model: Any, rows: Any) -> Any:
     """Return fn of a block of rows."""
-    if jax.tree.leaves(rows)[0].shape[0] == 1:  # no vmap: a branch that is not taken costs nothing
+    if jax.tree.leaves(rows)[0].shape[0] == 1:  # no vmap: it would run both branches of a cond
         alone = fn(model, *jax.tree.map(lambda row: row[0], rows))
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], alone)
     return jax.vmap(lambda row: fn(model, *row))(rows)
@@ -170,7 +170,7 @@ def _share(fn: Any, model: Any, rows: Any, num_blocks: Int[Array, " blocks"]) ->
 
 
 def _compute(fn: Any, model: Any, rows: Any, num_blocks: int, mesh: Any) -> Any:
-    """Put a batch on the devices, compute it and fetch it: all that knows of devices."""
+    """Put a batch on the devices, compute it and fetch it; nothing else depends on devices."""
     if mesh is None:
         return jax.device_get(_program(fn, model, rows, jnp.asarray(num_blocks, jnp.int32)))
     each = len(jax.tree.leaves(rows)[0]) // mesh.size
@@ -188,7 +188,7 @@ class _Task:
         model: The model, on the device.
         rows: The inputs.
         batch: Rows that are read and stored at once.
-        block: Lanes that are computed at once.
+        block: Inputs that are computed at once.
         layout: Shape and dtype of every result, by the name of its file.
         treedef: Rebuilds what fn returns.
         mesh: The devices; None for one.
@@ -231,7 +231,7 @@ class _Task:
         return cls(fn, model, rows, batch, block, layout, treedef, mesh)
 
     def num_blocks(self, count: int) -> int:
-        """Return how many blocks hold so many rows."""
+        """Return how many blocks contain so many rows."""
         return -(-count // self.block)
 
     def cut(self) -> tuple[int, int]:

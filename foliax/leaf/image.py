@@ -1,4 +1,4 @@
-"""The leaf as it is seen in the simplex: the differential of x ↦ 2 √p on D, decomposed.
+"""The image of the leaf in the simplex: the differential of x ↦ 2 √p on D, decomposed.
 
 In G's metric a leaf is locally isometric to its image under u = 2 √p, a piece of the sphere of
 radius 2 in R^C or, where rank G < C − 1, of a submanifold of it. Tangent vectors of the sphere are
@@ -31,16 +31,17 @@ else:  # checked by hand, see `_types`
 
 
 class Image(NamedTuple):
-    """What the output distribution sees of D at one point; r = C − 1, m = min(n, C − 1).
+    """The image of D in the sphere of √p at one point; r = C − 1, m = min(n, C − 1).
 
     Attributes:
         logits: (C,).
-        seen: (r, r) W with W (H J v) = Lᵀ J v: from contrasts to coordinates of the sphere.
+        seen: (r, r) W with W (H J v) = Lᵀ J v: maps logit contrasts to orthonormal coordinates of
+            the Fisher sphere.
         jacobian: (r, n) H J.
         tangent: (r, m) U: orthonormal coordinates of the image of D, masked columns zero.
         frame: (m, n): f_k in D with Lᵀ J f_k = U_k, orthonormal in G's metric; eigenvectors of G.
-        mask: (m,): the directions that G sees in the working precision.
-        space: D itself, which knows no p.
+        mask: (m,): the directions with nonzero length in G, in the working precision.
+        space: D itself, which does not depend on p.
     """
 
     logits: Float[Array, " c"]
@@ -58,7 +59,7 @@ class Image(NamedTuple):
 
     @property
     def whole(self) -> Bool[Array, ""]:
-        """Whether G sees all of D: its numerical rank is dim D, and nothing is NaN."""
+        """Whether G has full rank on D: its numerical rank is dim D, and nothing is NaN."""
         finite = jnp.all(jnp.isfinite(self.frame)) & jnp.all(jnp.isfinite(self.tangent))
         return finite & (jnp.sum(self.mask, dtype=jnp.int32) == self.dimension)
 
@@ -76,18 +77,18 @@ class Image(NamedTuple):
 
 
 def image(model: Model, x: Float[Array, "..."], likelihood: Likelihood) -> Image:
-    """Decompose D at x as G sees it, from one forward and C − 1 reverse passes."""
+    """Decompose D at x in G's metric, from one forward and C − 1 reverse passes."""
     logits, k = contrast_jacobian(model, x, likelihood)
     space = RowSpace.of(k).moving(k)
     weights, rows = likelihood.factor(logits)
-    # The rows of Lᵀ see only contrasts: rows = rows H⁺ H. Those of H are orthogonal.
+    # The rows of Lᵀ depend on contrasts only: rows = rows H⁺ H. Those of H are orthogonal.
     contrasts = likelihood.contrasts(logits)
     sizes = jnp.sum(contrasts**2, axis=1)
     seen = weights[:, None] * dot(rows, (contrasts / jnp.where(sizes > 0, sizes, 1)[:, None]).T)
     u, s, vt = lapack.svd(dot(seen, dot(k, space.basis.T)))
     there = jnp.arange(s.size) < jnp.sum(space.mask)
     mask = there & counted(s, num_rows=k.shape[0]) & (s > 0)
-    # A NaN is no dead direction: it must not be masked away.
+    # A NaN is not a zero direction: it must not be masked.
     keep = mask | ~jnp.all(jnp.isfinite(s))
     frame = jnp.where(keep[:, None], dot(vt, space.basis) / jnp.where(mask, s, 1)[:, None], 0)
     return Image(logits, seen, k, jnp.where(keep, u, 0), frame, mask, space)

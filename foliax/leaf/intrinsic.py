@@ -37,7 +37,7 @@ class Sectional(NamedTuple):
 
     Attributes:
         value: K, in G's metric (a pure number: lengths are in √nats); 0 where it is not defined.
-        defined: Whether the plane is one: v and w are independent in D as G sees it.
+        defined: Whether the plane is one: v and w are independent in D, in G's metric.
         dimension: dim D; −1 for NaN. Where it is C − 1, K = 1/4.
     """
 
@@ -53,7 +53,7 @@ class Curvature(NamedTuple):
         sectional: (m, m), m = min(n, C − 1): K of the plane of the i-th and the j-th eigenvector of
             G, in descending order; 0 on the diagonal, and where a direction is missing.
         mean: Mean of K over all planes, whatever the frame: scalar curvature / (d (d − 1)).
-        defined: Whether d = dim D ≥ 2 and G sees all of D; where not, everything is 0.
+        defined: Whether d = dim D ≥ 2 and G has full rank on D; where not, everything is 0.
         dimension: d = dim D; −1 for NaN. Where it is C − 1, every K = 1/4.
     """
 
@@ -119,7 +119,7 @@ def sectional(
     seen = image(model, x, likelihood)
     flat = [t.ravel().astype(seen.frame.dtype) for t in (v, w)]
     plane, defined = _orthonormal(seen, *map(seen.space.project, flat))
-    for t in flat:  # what rounding leaves of a vector in ker G spans no plane
+    for t in flat:  # the rounding error of a vector in ker G spans no plane
         defined &= seen.space.holds_part(t)
     if method == "gauss":
         value = _by_gauss(model, x, seen, plane)
@@ -195,7 +195,7 @@ def connection(
         likelihood: The output distribution.
 
     Returns:
-        The vector in D, of x's shape. Directions that G does not see in the working precision
+        The vector in D, of x's shape. Directions of zero length in G, in the working precision,
         are left out of it; it is 0 where G is.
 
     Raises:

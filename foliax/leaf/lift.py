@@ -38,7 +38,7 @@ class Geodesic(NamedTuple):
         end: (*x.shape) the last good point.
         velocity: (*x.shape) the initial velocity dx/dt, in D.
         length: The length in G's metric, in √nats, up to t = 1 or the boundary; of a path that
-            stalled, that of the whole arc, of which it went only a part.
+            stalled, that of the entire arc, of which it covered only a part.
         defect: (num_steps + 1,) how far it is from a geodesic: on the sphere, largest difference of
             the contrasts of log p from those of the circle; by the connection, relative change of
             the speed.
@@ -60,7 +60,7 @@ class Geodesic(NamedTuple):
 
 
 class _Scene(eqx.Module):
-    """What the lift is told: model, circle, and the logits at the start."""
+    """Arguments of the lift: model, circle, and the logits at the start."""
 
     model: Any
     circle: Circle
@@ -92,7 +92,7 @@ class _Scene(eqx.Module):
         return 4 * jnp.finfo(size.dtype).eps * (1 + size)
 
     def whole(self, space: RowSpace) -> Bool[Array, ""]:
-        """Tell whether D has a direction for every class that can occur, but one."""
+        """Return whether D has a direction for every class that can occur, but one."""
         dimension = jnp.sum(_CATEGORICAL.possible(self.logits), dtype=jnp.int32) - 1
         return jnp.sum(space.mask, dtype=jnp.int32) == dimension
 
@@ -141,7 +141,7 @@ class _Corrected(diffrax.AbstractSolver):
 
 
 def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
-    """Return the end of a step, corrected by chord iterations; a lost step is undone."""
+    """Return the end of a step, corrected by chord iterations, or undone if they diverge."""
     _, space = scene.space(after.x)
 
     def size(d: Array) -> Array:

@@ -2,9 +2,9 @@
 
 In G's metric a leaf of full rank C − 1 is locally isometric to the simplex with u = 2 √p, a piece
 of the sphere of radius 2, for every network. So its curvature is 1/4, its geodesics are lifted
-great circles of √p, and its local distance is 2 arccos Σ √(p_i q_i) ≤ π: closed forms, and no trace
-of what was learnt. What varies with the network is the curvature where the rank is lower, and how
-the leaf bends in input space.
+great circles of √p, and its local distance is 2 arccos Σ √(p_i q_i) ≤ π: closed forms that do
+not depend on what was learnt. What varies with the network is the curvature where the rank is
+lower, and how the leaf bends in input space.
 
     from foliax import leaf
     leaf.distance(model, x, y)

@@ -110,7 +110,7 @@ def extrinsic(
 ) -> Extrinsic:
     """Return how strongly the leaf bends in input space, and whether it is one at all.
 
-    The whole second fundamental form is computed, m² vectors of n numbers, at the cost of m
+    The full second fundamental form is computed, m² vectors of n numbers, at the cost of m
     derivatives of the Jacobian; m = min(n, C − 1).
 
     Args:
@@ -160,7 +160,7 @@ def principal_curvatures(
         model: Callable pytree from one input to C logits, twice differentiable at x.
         x: One input, in the model's units.
         normal: A vector of x's shape; its part in ker G, scaled to length 1, is ν. Where that part
-            is nothing but rounding all values are 0.
+            is only rounding all values are 0.
         likelihood: The output distribution.
         chunk: As in `extrinsic`.
 
@@ -188,7 +188,7 @@ def principal_curvatures(
     unit = jnp.where(there, across / jnp.where(there, norm(across), 1), 0)
     shape_operator = dot(form, unit)
     shape_operator = (shape_operator + shape_operator.T) / 2
-    # Directions that are not there come last, and unmixed with those of curvature 0.
+    # Missing directions come last, and are not mixed with those of curvature 0.
     beyond = 1 + 2 * jnp.sum(jnp.abs(shape_operator))
     apart = jnp.diag(jnp.where(space.mask, 0, beyond))
     values, vectors = lapack.eigh(shape_operator + apart)

@@ -28,9 +28,9 @@ from foliax.leaf.sphere import separation
 from foliax.likelihood import Categorical, square_root
 
 _CATEGORICAL = Categorical()
-_SPEED = 0.05  # relative change of speed at which a geodesic is lost
+_SPEED = 0.05  # relative change of speed at which the integration has failed
 _SHOTS = 32  # steps of the search for a geodesic to a target
-_MET = 1e-4  # |2 √p − 2 √q| at which it has met the target
+_MET = 1e-4  # |2 √p − 2 √q| at which it has reached the target
 
 
 class Surface(eqx.Module):
@@ -95,7 +95,7 @@ def _field(step: Any, state: _State, scene: tuple[Surface, int]) -> _State:
 
 def _is_lost(t: Any, y: _State, args: Any, **kwargs: Any) -> Array:
     del t, kwargs
-    return ~(jnp.abs(args[0].lift(y.x, y.q)[1]) <= _SPEED)  # a NaN is lost too
+    return ~(jnp.abs(args[0].lift(y.x, y.q)[1]) <= _SPEED)  # a NaN has failed too
 
 
 def _solved(
@@ -115,7 +115,7 @@ def integrated(
     surface, states, steps = _solved(model, x, velocity, num_steps, solver)
     change = jax.vmap(surface.lift)(*states)[1]
     good = jnp.abs(change) <= _SPEED
-    # The step that lost it is no part of it.
+    # The step that failed is not part of it.
     last = jnp.maximum(jnp.sum(jnp.cumprod(good)) - 1, 0)
     row = jnp.minimum(jnp.arange(num_steps + 1), last)
     status = jnp.where(last < num_steps, Code.stalled, Code.completed)

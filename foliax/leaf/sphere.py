@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from foliax._linalg.products import norm
 from foliax.likelihood import Categorical, _log_mean_exp, square_root
 
-_EDGE = 1e-3  # share of the way to the edge of the simplex at which a circle that leaves it stops
+_EDGE = 1e-3  # a circle that leaves the simplex stops at this share of the distance to its edge
 
 
 class Circle(eqx.Module):
@@ -65,7 +65,7 @@ def circle_from(logits: Float[Array, " c"], slope: Float[Array, " c"]) -> Circle
     p = jax.nn.softmax(logits)
     slope = jnp.where(Categorical().possible(logits), slope, 0)
     rate = square_root(jnp.sum(p * slope**2)) / 2
-    moving = ~(rate == 0)  # a NaN goes on
+    moving = ~(rate == 0)  # a NaN propagates
     safe = jnp.where(moving, rate, 1)
     edge = jnp.where(moving, jnp.min(jnp.arctan2(2 * rate, -slope)) / safe, jnp.inf)
     left = edge * (1 - _EDGE) < 1

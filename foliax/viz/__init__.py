@@ -1,9 +1,9 @@
 """Pictures: strips along a path, GIFs, maps of a leaf, training dynamics, spectra and curves.
 
 Every function writes one file and returns its path. A file is written beside its place and then
-renamed, so that nobody reads half a picture. Figures carry their own neutral ground and palettes
-that are safe for any colour vision (Okabe & Ito; for classes, Tol), so they read in print, on a
-white and on a dark page. Nothing touches pyplot or its global state.
+renamed, so that no incomplete file is ever read. Figures have a neutral background of their own and
+palettes that are safe for any colour vision (Okabe & Ito; for classes, Tol), so they can be read in
+print, on a white and on a dark page. Nothing touches pyplot or its global state.
 """
 
 from foliax.viz.images import gif as gif

@@ -20,7 +20,7 @@ __all__ = ["as_pictures", "gif", "show", "signed", "strip", "write"]
 _CELL, _LINE, _LABEL = 1.12, 0.145, 1.05
 _GAP = 0.04
 _LONGEST_ROW = 9  # as in the slides
-_LAST_FRAME_MS = 1500  # a GIF rests on its last frame before it starts again
+_LAST_FRAME_MS = 1500  # a GIF shows its last frame longer before it starts again
 
 
 def strip(
@@ -92,7 +92,7 @@ def gif(
     fps: int | float = 12,
     size: int = 224,
 ) -> Path:
-    """Write an animated GIF, one captioned frame per image, resting on the last.
+    """Write an animated GIF, one captioned frame per image, the last one shown longer.
 
     Args:
         images: As in `strip`.
@@ -131,7 +131,7 @@ def gif(
 
 
 def signed(images: Any) -> np.ndarray:
-    """Return signed images, such as eigenvectors of G, as pictures around a neutral ground.
+    """Return signed images, such as eigenvectors of G, as pictures around a neutral grey.
 
     Each is scaled by its largest absolute value. Grey ones go from blue (negative) over the ground
     of the pages to orange (positive); of colour, each channel goes from 0 over 1/2 to 1.
@@ -183,7 +183,7 @@ def _check_captions(captions: Sequence[str], count: int) -> None:
 
 
 def _columns(count: int, wanted: int | None, num_labels: int) -> int:
-    """Return how many images a row holds."""
+    """Return how many images are in a row."""
     if num_labels:
         if count % num_labels:
             raise ValueError(

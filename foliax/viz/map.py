@@ -36,7 +36,7 @@ def leaf_map(
     """Draw a grid of images, each framed in the colour of its label, strong where it is certain.
 
     A line separates neighbours of different labels, and every region has its number in the legend
-    written on it, so that the map reads without its colours too.
+    written on it, so that the map can be read without its colours too.
 
     Args:
         images: (rows, columns, H, W) or (rows, columns, H, W, 1 or 3) in pixel units [0, 1]; row 0

@@ -116,7 +116,7 @@ def space(
     elevation: int | float = 24,
     azimuth: int | float = -62,
 ) -> Path:
-    """Draw panels in rows, all seen from the same side.
+    """Draw panels in rows, all from the same viewpoint.
 
     What the panels of a row have in common is explained below it.
 

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, type, ground, and how a file comes into its place."""
+"""What all pictures share: colours, type, ground, and how a file is written."""
 
 import os
 import tempfile
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 INK, SOFT, PAPER, GRID = "#22262b", "#5c646d", "#f7f7f4", "#d5d7d6"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Ten that can be told apart with any colour vision, for classes: Paul Tol's "muted", grey last.
+# Ten that can be distinguished with any colour vision, for classes: Paul Tol's "muted", grey last.
 CLASSES = (
     "#332288", "#DDCC77", "#117733", "#88CCEE", "#CC6677",
     "#AA4499", "#44AA99", "#999933", "#882255", "#5F5F5C",
@@ -43,7 +43,7 @@ STYLE: Any = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.fontsize": 8,
-    "legend.frameon": True,  # a line that crosses a legend must not strike its words out
+    "legend.frameon": True,  # a line that crosses a legend must not hide its text
     "legend.edgecolor": "none",
     "legend.framealpha": 0.85,
     "lines.linewidth": 1.6,

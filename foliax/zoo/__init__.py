@@ -1,4 +1,4 @@
-"""Networks, data and training: what a classifier needs before its geometry can be looked at."""
+"""Networks, data and training: what is needed to get a classifier."""
 
 from foliax.zoo.checkpoints import (
     epochs,

@@ -53,7 +53,7 @@ def save(
 ) -> None:
     """Store a model, and what resuming its training needs, as the checkpoint of an epoch.
 
-    Written whole or not at all: a checkpoint that was cut off is never listed. One of the same
+    Written completely or not at all: an interrupted checkpoint is never listed. One of the same
     epoch is replaced.
 
     Args:
@@ -103,7 +103,7 @@ def restore(
         A new model.
 
     Raises:
-        FileNotFoundError: If the folder holds no checkpoint.
+        FileNotFoundError: If the folder contains no checkpoint.
         ValueError: If it has no such epoch, or the epoch cannot be read, or the architecture is
             another one than that of `model`.
     """
@@ -126,7 +126,7 @@ def epochs(directory: str | os.PathLike) -> list[int]:
         At least one epoch.
 
     Raises:
-        FileNotFoundError: If the folder is missing or holds no checkpoint.
+        FileNotFoundError: If the folder is missing or contains no checkpoint.
     """
     found = _steps(directory)
     if not found:
@@ -138,7 +138,7 @@ def epochs(directory: str | os.PathLike) -> list[int]:
 
 
 def has_any(directory: str | os.PathLike) -> bool:
-    """Return whether the folder holds a checkpoint."""
+    """Return whether the folder contains a checkpoint."""
     return bool(_steps(directory))
 
 
@@ -199,7 +199,7 @@ def save_npz(
         metadata: JSON-able, returned by `load_npz`.
 
     Raises:
-        ValueError: If a weight has a dtype that npz cannot hold, such as bfloat16, or the path
+        ValueError: If a weight has a dtype that npz cannot store, such as bfloat16, or the path
             does not end in .npz.
     """
     if Path(path).suffix != ".npz":
@@ -227,7 +227,7 @@ def load_npz(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of `save_npz`, or holds pickled objects, or the architecture
+        ValueError: If it is no file of `save_npz`, or contains pickled objects, or the architecture
             is another one than that of `model`.
     """
     with open(path, "rb") as raw:  # here: numpy leaves the file open when it is a broken archive
@@ -296,7 +296,7 @@ def with_weights(model: nnx.Module, checkpoint: Checkpoint) -> nnx.Module:
 
 
 def _blank(architecture: Any) -> nnx.Module:
-    """Build a network without its weights: nobody draws what a file asks for."""
+    """Build a network without drawing weights: the file has them."""
     try:
         return nnx.eval_shape(lambda: nets.build(architecture))
     except (TypeError, OverflowError, AttributeError) as error:
@@ -365,7 +365,7 @@ def _name(path: tuple[Any, ...]) -> str:
     keys = [
         str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path
     ]
-    return ".".join(keys[:-1] if keys[-1] == "value" else keys)  # an nnx.Variable holds a "value"
+    return ".".join(keys[:-1] if keys[-1] == "value" else keys)  # an nnx.Variable has a "value"
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:

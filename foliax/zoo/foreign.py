@@ -33,7 +33,7 @@ class Layer(NamedTuple):
         name: The PyTorch layer: its weight is `name.weight`.
         norm: The PyTorch batch normalisation that follows it, or None.
         epsilon: Added to the variance in that normalisation.
-        image: (H, W, channels) that the layer sees flattened, or None.
+        image: (H, W, channels) that the layer gets flattened, or None.
         batch_norm: Our batch normalisation that takes over that one; None to fold it in.
     """
 
@@ -58,7 +58,7 @@ def load_torch(
             fit; it is left as it is. The first two take the weights of a `torch.nn.Sequential`,
             whatever its layers are called, in the order in which they appear.
         source: A .npz file, a .pt or .pth file (needs PyTorch), or a mapping from names to arrays.
-            Names may begin with "w."; then what does not is passed over.
+            Names may begin with "w."; then all others are ignored.
         shape: (H, W, channels) of the images that an MLP flattens, needed for more than one
             channel, which PyTorch puts first.
 
@@ -67,7 +67,7 @@ def load_torch(
 
     Raises:
         ValueError: If a weight is missing, has another shape than expected or is not used, or if
-            the file is of another kind or holds more than tensors.
+            the file is of another kind or contains more than tensors.
         ImportError: If a .pt or .pth file is to be read and PyTorch is not installed.
 
     Example:
@@ -246,7 +246,7 @@ def _kernel(layer: Layer, state: State) -> np.ndarray:
 
 
 def _channels_last(weight: np.ndarray, layer: Layer) -> np.ndarray:
-    """Reorder the inputs of a dense layer that sees a flattened image."""
+    """Reorder the inputs of a dense layer that gets a flattened image."""
     if layer.image is None:
         return weight
     height, width, channels = layer.image

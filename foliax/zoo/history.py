@@ -1,4 +1,4 @@
-"""What a training records, and which of its epochs to look at."""
+"""What a training records, and which of its epochs to choose."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -63,7 +63,7 @@ class Recorder:
     """Collects a `History` row by row.
 
     Args:
-        history: Where to go on from; None for nothing yet.
+        history: What was recorded before; None for nothing.
     """
 
     def __init__(self, history: History | None = None):
@@ -137,7 +137,7 @@ def choose_epoch(
     min_accuracy: float = 0.9,
     epoch: int | None = None,
 ) -> int:
-    """Return the partially trained epoch that the geometry is looked at in.
+    """Return the partially trained epoch at which to study the geometry.
 
     - "peak": the first that ends at or after the peak of the mean trace and has enough test
       accuracy. Before the peak the network has not learnt, long after it the softmax saturates and

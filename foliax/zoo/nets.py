@@ -1,6 +1,6 @@
 """Networks of the papers, as Flax NNX modules that map one input to C logits.
 
-They hold parameters, and the running statistics of a batch normalisation, but no dropout and no
+They contain parameters, and the running statistics of a batch normalisation, but no dropout and no
 random state: a network is a clean pytree, which passes through `jax.jit`, `jax.vmap` and
 `jax.jacrev` as an argument. One network of convolutions serves MNIST, CIFAR-10 and VGG; a plan says
 what stands in which order.
@@ -36,7 +36,7 @@ _PAPERS: Final[tuple[int | Literal["pool"], ...]] = (32, 64, "pool")
 def max_pool(x: ArrayLike, window: int = 2) -> Shaped[Array, "... h w c"]:
     """Return the maximum of each window, differentiable in every mode and to every order.
 
-    Where values tie, the first in the window, row by row, gets the whole derivative, which is
+    Where values tie, the first in the window, row by row, gets the entire derivative, which is
     PyTorch's convention: flat backgrounds tie, and splitting the derivative evenly, or giving it
     to another pixel in forward than in reverse mode, changes the local data matrix on real images.
 
@@ -234,7 +234,7 @@ class CNN(nnx.Module):
 
     @property
     def pooled_shape(self) -> tuple[int, int, int]:
-        """(H, W, channels) that the first dense layer sees flattened."""
+        """(H, W, channels) that the first dense layer gets flattened."""
         height, width, channels = self.shape
         for item in self.plan:
             if item == "pool":

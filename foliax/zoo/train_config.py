@@ -32,8 +32,8 @@ class TrainConfig:
             linear rise; or "step", a tenth after half of the training and again after three
             quarters.
         warmup: Share of all steps that the rise takes.
-        trace_penalty: λ of λ · mean trace G over the batch, added to the loss: a network that hears
-            less of small changes. Two random signs an image estimate it.
+        trace_penalty: λ of λ · mean trace G over the batch, added to the loss: a network that
+            reacts less to small changes. Two random signs an image estimate it.
         seed: Of the order of the images, and of the signs.
         track_per_epoch: How often in an epoch trace and rank are measured; 0 for never.
         reference_size: On how many training images, always the same; all where there are fewer.
@@ -122,7 +122,7 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
 
     Args:
         config: What to make.
-        num_steps: Steps of the whole training, for the schedule.
+        num_steps: Steps of the entire training, for the schedule.
     """
     rate = make_schedule(config, num_steps)
     settings = config.settings()

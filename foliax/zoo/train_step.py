@@ -30,8 +30,8 @@ class TrainState(NamedTuple):
 
 
 # One compiled step, called from Python, and not a scan over steps: on CPU, XLA runs convolutions
-# inside a loop without its threaded kernels (seen: 8 to 10 times slower for the papers' network),
-# while a call costs 0.1 ms.
+# inside a loop without its threaded kernels (measured: 8 to 10 times slower for the papers'
+# network), while a call costs 0.1 ms.
 @functools.partial(jax.jit, static_argnames=("graphdef", "optimizer", "trace_penalty"))
 def train_step(
     graphdef: nnx.GraphDef,
@@ -62,7 +62,7 @@ def train_step(
             model = nnx.merge(graphdef, params, state.stats, rest, copy=True)  # to be mutated here
             return model(x), nnx.state(model, nnx.BatchStat)
 
-        # The new statistics are means over the batch: the same in every lane.
+        # The new statistics are means over the batch: the same for every element of the batch.
         logits, stats = jax.vmap(one, axis_name=BATCH_AXIS, out_axes=(0, None))(images)
         loss = jnp.mean(cross_entropy(logits, labels))
         if key is None or not trace_penalty:

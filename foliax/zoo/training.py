@@ -1,4 +1,4 @@
-"""Training with optax, watching trace and rank of the local data matrix as it goes.
+"""Training with optax, recording trace and rank of the local data matrix.
 
 The setting of Grementieri & Fioresi 2022 is the default: plain SGD at 0.01, batches of 60, 30
 epochs; the mean trace over reference images rises, then falls as the softmax saturates.
@@ -75,13 +75,13 @@ def train(
 ) -> tuple[nnx.Module, History]:
     """Train a classifier by its cross-entropy, and record trace and rank of G on the way.
 
-    With `out`, every epoch leaves a checkpoint; a second call goes on from the newest and ends
-    with the very weights of an uninterrupted run. It may ask for more epochs (unless the rate
+    With `out`, every epoch writes a checkpoint; a second call resumes from the newest and ends
+    with the weights of an uninterrupted run. It may ask for more epochs (unless the rate
     follows a schedule over them), and for nothing else: another architecture, data set or
     configuration is refused. The weights of `model` are then those of the checkpoint, whatever it
     came with.
 
-    A checkpoint that cannot be read is passed over with a warning, for the one before. Where none
+    A checkpoint that cannot be read is skipped with a warning, for the one before. Where none
     can be read, the training starts over from `model`; what is there is renamed, not deleted.
 
     Args:
@@ -94,10 +94,10 @@ def train(
         progress: Whether to show a bar with loss, test accuracy, mean trace and mean rank.
         seconds: Where the time spent on "steps", "tracking", "evaluation" and "checkpoints" is
             added, compilation included.
-        mesh: Devices of this host that share every batch, each with the weights whole, see
+        mesh: Devices of this host that share every batch, each with all the weights, see
             `foliax.sharding`; None for one. Sums over a batch then come in another order: the
-            weights agree with those of one device up to rounding. A training may go on on
-            other devices than it began on.
+            weights agree with those of one device up to rounding. A training may resume on
+            other devices.
 
     Returns:
         The trained model, in evaluation mode, and what was recorded.
@@ -138,7 +138,7 @@ def _train(
     seconds: MutableMapping[str, float],
     mesh: Mesh | None,
 ) -> tuple[nnx.Module, History]:
-    """Go on from the newest checkpoint, epoch by epoch."""
+    """Resume from the newest checkpoint, epoch by epoch."""
     identity = _identity(dataset, config)
     found = None if out is None else _resume(out, model, identity, config.epochs)
     task, state = _begin(model, dataset, config, found, seconds, mesh, out)
@@ -191,7 +191,7 @@ def _begin(
     mesh: Mesh | None,
     out: str | os.PathLike | None,
 ) -> tuple[_Task, TrainState]:
-    """Return the task, and the state to go on from: that of the checkpoint, if there is one."""
+    """Return the task, and the state to resume from: that of the checkpoint, if there is one."""
     if found is not None:
         model = checkpoints.with_weights(model, found)
     graphdef, params, stats, rest = _split(model, use_running_average=True)
@@ -304,7 +304,7 @@ def _track(task: _Task, state: TrainState, step: int) -> None:
 
 
 def _identity(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
-    """Describe a training up to its length: what must be the same for it to go on."""
+    """Describe a training up to its length: what must be the same for it to resume."""
     settings = config.settings()
     if config.schedule == "constant":
         del settings["epochs"]
@@ -314,7 +314,7 @@ def _identity(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
 def _resume(
     out: str | os.PathLike, model: nnx.Module, identity: Mapping[str, Any], epochs: int
 ) -> checkpoints.Checkpoint | None:
-    """Return the checkpoint to go on from, after a look at whose it is; None for a new start."""
+    """Return the checkpoint of this training to resume from; None for a new start."""
     if not checkpoints.has_any(out):
         return None
     checkpoint = checkpoints.read(out, at_most=epochs)

@@ -1,9 +1,9 @@
-"""How little moves a network to another answer: attacks along the eigenvectors of G, and others.
+"""Small changes that change a prediction: attacks along the eigenvectors of G, and others.
 
 To second order KL(p(x) ‖ p(x + v)) = ½ vᵀGv: among the moves of one length, that along the top
-eigenvector changes the answer most. `spectral` goes there, in one step or in several that turn with
-the eigenvector, as leaves are curved; `geodesic` goes straight ahead in G's metric. Beside them
-stand the usual attacks, that need the label and a gradient only: `fast_gradient` and
+eigenvector changes the prediction most. `spectral` moves along it, in one step or in several that
+turn with the eigenvector, as leaves are curved; `geodesic` goes straight ahead in G's metric.
+Beside them are the usual attacks, which need the label and a gradient only: `fast_gradient` and
 `projected_gradient`; and `random_direction`, which needs nothing.
 
 Each takes one input and a budget, the Euclidean length of the move in the model's units, and

@@ -1,9 +1,9 @@
-"""How little moves a network to another answer: attacks along the eigenvectors of G, and others.
+"""Small changes that change a prediction: attacks along the eigenvectors of G, and others.
 
 To second order KL(p(x) ‖ p(x + v)) = ½ vᵀGv: among the moves of one length, that along the top
-eigenvector changes the answer most. `spectral` goes there, in one step or in several that turn with
-the eigenvector, as leaves are curved; `geodesic` goes straight ahead in G's metric. Beside them
-stand the usual attacks, that need the label and a gradient only: `fast_gradient` and
+eigenvector changes the prediction most. `spectral` moves along it, in one step or in several that
+turn with the eigenvector, as leaves are curved; `geodesic` goes straight ahead in G's metric.
+Beside them are the usual attacks, which need the label and a gradient only: `fast_gradient` and
 `projected_gradient`; and `random_direction`, which needs nothing.
 
 Each takes one input and a budget, the Euclidean length of the move in the model's units, and
@@ -39,7 +39,7 @@ from foliax.leaf.metric import exponential
 if TYPE_CHECKING:
     Norm = Literal["euclidean", "max"]
 else:
-    Norm = Any  # checked by hand, so that our sentence comes before a type-checking hook's
+    Norm = Any  # checked by hand, so that our error comes before a type-checking hook's
 _TINY = 1e-30  # a radius that is not 0
 
 
@@ -57,7 +57,7 @@ def spectral(
     With one step, this is the one-step spectral attack. With two, the eigenvector is found again
     half way, where it has turned with the leaf: the two-step spectral attack, a geodesic in two
     pieces. More steps follow the curve of the eigenvectors. All steps but the last have the same
-    length; the last one goes on until the whole move has the length of the budget.
+    length; the last one goes on until the total move has the length of the budget.
 
     Args:
         model: Callable pytree from one input to C logits.
@@ -92,7 +92,7 @@ def spectral(
         y, ahead = state
         y = y + length * ahead
         found = top(scene, y)[1]
-        # An eigenvector has no sign: the one that goes on.
+        # An eigenvector has no sign: take the one that continues the path.
         return (y, jnp.where(dot(found, ahead) < 0, -found, found)), None
 
     def one_way(ahead: Array) -> Array:
@@ -123,7 +123,7 @@ def geodesic(
         model: Callable pytree from one input to C logits.
         x: One input, in the model's (normalised) units.
         budget: Distance from x at the end, ≥ 0, in the units of x.
-        num_steps: Steps of the whole geodesic, ≥ 1; between them it is a straight line.
+        num_steps: Steps of the entire geodesic, ≥ 1; between them it is a straight line.
         method: As in `foliax.leaf.exponential`: "sphere" (needs rank G = C − 1) or "connection".
         label: The class to move away from; None for the predicted one.
         box: The pixel box that the end is clipped to; None for none.
@@ -220,7 +220,7 @@ def projected_gradient(
         box: The pixel box; None for none.
 
     Returns:
-        `Attacked`, with the point of the way at which the label is least probable.
+        `Attacked`, with the point of the path at which the label is least probable.
 
     Raises:
         ValueError: As `spectral`.

@@ -22,16 +22,16 @@ _LIKELIHOOD = Categorical()
 
 
 class Attacked(NamedTuple):
-    """An input that was moved, and what the network says of it.
+    """An input that was moved, and the output of the network there.
 
     Attributes:
-        end: (*x.shape) the moved input; x itself where there is nothing to follow.
-        logits: (C,) those there; NaN where x or the model is.
+        end: (*x.shape) the moved input; x itself where there is no direction to follow.
+        logits: (C,) at the end; NaN where x or the model is.
         distance: ‖end − x‖, at most the budget.
         label: The class that was attacked.
         fooled: Whether the prediction at the end is another one.
         status: A `foliax.Status`: completed; stalled where x has not moved though the budget is
-            not 0 (G or the gradient is 0, the geodesic's method needs a higher rank, the box holds
+            not 0 (G or the gradient is 0, the geodesic's method needs a higher rank, the box stops
             x, or the move is below rounding); invalid where x or the model's output is not finite.
     """
 
@@ -44,7 +44,7 @@ class Attacked(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What all attacks are told."""
+    """Arguments that all attacks share."""
 
     model: Any
     x: Array
@@ -83,7 +83,7 @@ def doubt_of(scene: Scene, y: Array) -> Array:
 
 
 def slope(scene: Scene, y: Array) -> Array:
-    """Return the direction in which the label loses, at the speed of log((1 − p) / p)."""
+    """Return the direction in which log((1 − p) / p) of the label rises, with its slope."""
     with precision_of(scene.model):
         return jax.grad(partial(doubt_of, scene))(y)
 

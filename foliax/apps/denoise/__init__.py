@@ -1,9 +1,9 @@
-"""Denoise an image by projecting it on data leaves: those through images that are like it.
+"""Denoise an image by projecting it on data leaves: those through similar images.
 
 `nearest`, `nearest_by_class` and `nearest_by_feature` choose the references; `project` flows from
-each along its leaf to the foot of x, or stops before; `combine` makes one image of the feet, which
-it can draw back to the references and blend with x. `denoise` does the last two. Nothing is clipped
-to the pixel box.
+each along its leaf to the point closest to x, or stops before; `combine` makes one image of these
+projections, which it can shrink toward the references and blend with x. `denoise` does the last
+two. Nothing is clipped to the pixel box.
 """
 
 from foliax.apps.denoise.denoising import Denoised, combine, denoise, denoise_many, exchange_kernel

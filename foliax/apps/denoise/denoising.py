@@ -1,9 +1,9 @@
-"""Denoise an image by projecting it on data leaves: those through images that are like it.
+"""Denoise an image by projecting it on data leaves: those through similar images.
 
 `nearest`, `nearest_by_class` and `nearest_by_feature` choose the references; `project` flows from
-each along its leaf to the foot of x, or stops before; `combine` makes one image of the feet, which
-it can draw back to the references and blend with x. `denoise` does the last two. Nothing is clipped
-to the pixel box.
+each along its leaf to the point closest to x, or stops before; `combine` makes one image of these
+projections, which it can shrink toward the references and blend with x. `denoise` does the last
+two. Nothing is clipped to the pixel box.
 """
 
 from functools import partial
@@ -32,7 +32,8 @@ class Denoised(NamedTuple):
 
     Attributes:
         image: Of x's shape.
-        feet: (k, *x.shape) the points of `Projected`, drawn back where `noise` was given.
+        feet: (k, *x.shape) the points of `Projected`, shrunk toward the references where `noise`
+            was given.
         distances: (k,) those of `Projected`.
         weights: (k,) of each in the image; they sum to 1, and are 0 where a flow was invalid.
         reference: () int32, place of the one with the largest weight.
@@ -58,29 +59,28 @@ def combine(
     along: float | Array = 1.0,
     across: float | Array = 0.0,
 ) -> Denoised:
-    """Make one image of the feet p_i of x on the leaves through the references r_i.
+    """Make one image of the projections p_i of x on the leaves through the references r_i.
 
         image = Σ w_i (r_i + along (p_i − r_i) + across (x − p_i))
 
-    So `along` = 1, `across` = 0 gives the feet, 0 and 0 the references alone, and two equal numbers
-    a blend of references and x that knows no leaf.
+    So `along` = 1, `across` = 0 gives the projections, 0 and 0 the references alone, and two equal
+    numbers a blend of references and x that does not depend on the leaf.
 
-    Of noise with deviation σ, d σ² is expected in D, of dimension d, and the feet have followed it.
-    Given σ, each p_i is first drawn back to r_i + c (p_i − r_i) with c = max(0, 1 − (d − 2) σ² /
-    ‖p_i − r_i‖²): the positive-part James-Stein estimate in D.
+    Of noise with deviation σ, d σ² is expected in D, of dimension d, and the projections have
+    followed it. Given σ, each p_i is first shrunk to r_i + c (p_i − r_i) with
+    c = max(0, 1 − (d − 2) σ² / ‖p_i − r_i‖²): the positive-part James-Stein estimate in D.
 
     Args:
         x: The noisy image.
         references: (k, *x.shape) points of the leaves.
         projected: What `project` returned for them.
-        by: The weights. "best" takes the nearest foot alone, "mean" all alike, and "weighted" by
-            exp(−‖x − r_i‖² / 2 bandwidth²): by the distance of the reference, as that of the foot
-            falls with what the flow has fitted of the noise.
+        by: The weights. "best" takes the nearest projection alone, "mean" all equally, and
+            "weighted" by exp(−‖x − r_i‖² / 2 bandwidth²): by the distance of the reference, since
+            that of the projection falls as the flow fits the noise.
         bandwidth: For "weighted", in the units of x, > 0.
-        noise: The deviation σ of the noise in the units of x, > 0; None to leave feet where they
-            are.
-        along: How much of the way from reference to foot is gone.
-        across: How much of what the leaf leaves, x − p_i, is kept.
+        noise: The deviation σ of the noise in the units of x, > 0; None for no shrinkage.
+        along: The share of the displacement from reference to projection that is taken.
+        across: The share of the remaining displacement x − p_i that is added.
 
     Returns:
         `Denoised`.
@@ -143,7 +143,7 @@ def denoise(
     max_steps: Count = 1000,
     stall: float | Array = 1e-5,
 ) -> Denoised:
-    """Denoise x: project it on the leaves through the references, and combine the feet.
+    """Denoise x: project it on the leaves through the references, and combine the projections.
 
     Args:
         model: Callable pytree from one input to C logits.
@@ -239,7 +239,7 @@ def exchange_kernel(
     Args:
         model: Callable pytree from one input to C logits.
         x: The noisy image, in the model's (normalised) units.
-        clean: What it is thought to be like, as the mean of its nearest clean images.
+        clean: A clean image like it, such as the mean of its nearest clean images.
         at: Where D is taken, "x" or "clean".
 
     Returns:
@@ -282,7 +282,7 @@ def _weights(
 def _shrunk(
     moved: Float[Array, "..."], dimension: Int[Array, ""], noise: Any
 ) -> Float[Array, "..."]:
-    """Return the positive-part James-Stein estimate of a displacement seen with noise."""
+    """Return the positive-part James-Stein estimate of a displacement measured with noise."""
     square = jnp.sum(moved**2)
     fitted = jnp.maximum(dimension - 2, 0) * jnp.asarray(noise, moved.dtype) ** 2
     return moved * jnp.maximum(0, 1 - fitted / jnp.where(square > 0, square, 1))

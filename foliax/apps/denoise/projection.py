@@ -20,10 +20,10 @@ class Projected(NamedTuple):
     """Where the flows toward x ended, one from each of k references.
 
     Attributes:
-        points: (k, *x.shape) the feet, or where a flow was stopped before.
+        points: (k, *x.shape) the closest points, or where a flow stopped before.
         distances: (k,) of x from them, Euclidean, input units.
         dimension: (k,) int32, of D at the end of each flow.
-        status: (k,) a `foliax.Status`: stalled (the foot), arrived (stopped at `level`),
+        status: (k,) a `foliax.Status`: stalled (the closest point), arrived (stopped at `level`),
             out_of_steps or invalid (a reference or x is not finite).
         num_steps: (k,) int32.
     """
@@ -47,9 +47,9 @@ def project(
 ) -> Projected:
     """Project x on the leaf through each reference, as `foliax.foot` does, or stop before.
 
-    A flow to the foot follows the noise of x in D as well as the image. `level` stops it as soon as
-    ‖x − point‖ ≤ level, within one step: with level = σ √n, the length of noise of deviation σ,
-    that is the discrepancy principle. It acts only where a leaf comes so near.
+    A flow to the closest point follows the noise of x in D as well as the image. `level` stops it
+    as soon as ‖x − point‖ ≤ level, within one step: with level = σ √n, the length of noise of
+    deviation σ, that is the discrepancy principle. It acts only where a leaf comes so near.
 
     Costs one Jacobian a step, for each reference.
 
@@ -57,10 +57,10 @@ def project(
         model: Callable pytree from one input to C logits.
         x: The noisy image, in the model's (normalised) units.
         references: (k, *x.shape) points of the leaves.
-        level: Distance at which to stop, ≥ 0, in the units of x; 0 for the foot.
+        level: Distance at which to stop, ≥ 0, in the units of x; 0 for the closest point.
         step: Length of a step, > 0.
-        max_steps: Steps at most: the plainest early stop.
-        stall: Tangent fraction at which a foot is reached.
+        max_steps: Steps at most: the simplest early stop.
+        stall: Tangent fraction below which a flow has stalled.
 
     Returns:
         `Projected`.
@@ -123,7 +123,7 @@ def project_many(
     """
     check_count(block, name="block")
     xs, references = _as_pairs(xs, references)
-    # Arrays, so that another level is no other program.
+    # Arrays, so that another level does not compile again.
     numbers = jax.tree.map(jnp.asarray, _checked(level, step, stall))
     return _projected(model, xs, references, numbers, max_steps, block)
 
@@ -138,7 +138,7 @@ def _projected(
     def one(pair: tuple[Array, Array]) -> Projected:
         return _flow(model, *pair, **numbers, max_steps=max_steps)
 
-    # In blocks of one no vmap at all: a branch that is not taken costs nothing.
+    # Blocks of one without vmap: under vmap, cond becomes select and both branches run.
     ends = lax.map(one, pairs) if block == 1 else lax.map(one, pairs, batch_size=block)
     return jax.tree.map(lambda leaf: leaf.reshape(count, k, *leaf.shape[1:]), ends)
 

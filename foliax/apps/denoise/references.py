@@ -1,4 +1,4 @@
-"""Which clean images to denoise by: those that are like the noisy one."""
+"""Which clean images to denoise by: those similar to the noisy one."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,7 +84,7 @@ def nearest_by_feature(
 
     Args:
         features: Callable pytree from one image to a feature array, as a classifier's logits or
-            what its last hidden layer holds.
+            the output of its last hidden layer.
         x: One image.
         images: (N, *x.shape) images to choose from.
         k: How many, at most N.
@@ -127,7 +127,7 @@ def choose(
             `nearest_by_feature`.
         model: What "class" predicts with, and "feature" takes the features from.
         labels: (N,) classes of the images, for "class".
-        block: Images that are worked on at once; memory is block · N · the size of an image.
+        block: Images that are computed at once; memory is block · N · the size of an image.
 
     Returns:
         (n, k) places.

@@ -1,14 +1,15 @@
 """Which classes are near an image in the geometry of its leaf, and the moves that reach them.
 
 `reach` moves one input along its data leaf to where a given class is the most probable one, and
-stops at the boundary; `explain` does so for every class. The move is a picture (the image that the
-network would just call a coat), with two lengths: that in input space, and that in G's metric,
-which depends on p alone: 2 arccos Σ√(p_i q_i), where rank G = C − 1, and never exceeds π.
+stops at the boundary; `explain` does so for every class. The end of the move is an image (one that
+the network just classifies as a coat), and the move has two lengths: that in input space, and that
+in G's metric, which depends on p alone: 2 arccos Σ√(p_i q_i), where rank G = C − 1, and never
+exceeds π.
 
 G's metric has a closed-form lower bound, the distance of p to the nearest distribution in which the
 class is the largest (`nearest_distribution`). It falls as p_c rises: in the order of that bound the
-nearest classes are the most probable ones, and nothing else. What a network adds to its output is
-in the input distance.
+nearest classes are the most probable ones, and nothing else. What depends on
+the network beyond its output is the input distance.
 """
 
 from functools import partial
@@ -43,12 +44,12 @@ class Reached(NamedTuple):
             probable one there, by as little as the working precision can show.
         logits: (C,) those at the end.
         chord: ‖end − x‖, in input units.
-        length: Length of the way along the leaf, ≥ chord.
+        length: Length of the path along the leaf, ≥ chord.
         fisher: 2 arccos Σ√(p_i q_i) between p at x and at the end, ≤ π.
         bound: The least that `fisher` can be for this class, from p at x alone.
         num_steps: Jacobians used.
-        status: A `Status`: arrived; stalled, where nothing leads to the class; out_of_steps; or
-            invalid. Where it is not arrived, the numbers are those of where it stopped.
+        status: A `Status`: arrived; stalled, where no direction leads to the class; out_of_steps;
+            or invalid. Where it is not arrived, the numbers are those of where it stopped.
     """
 
     end: Float[Array, "..."]
@@ -92,19 +93,19 @@ def reach(
     - `"euclidean"`: each step goes toward the nearest point at which, to first order, no other
       class is ahead. The gradients of all logit contrasts lie in D, so this nearest point does too,
       and the move is a path on the leaf. Where the logits are affine it is straight, and its length
-      the exact distance of the region of the class in all of input space, whatever class wins on
-      the way; elsewhere it is an upper bound of the distance along the leaf.
+      the exact distance of the region of the class in all of input space, whatever class is
+      predicted on the path; elsewhere it is an upper bound of the distance along the leaf.
     - `"fisher"`: toward where p is `nearest_distribution`, by the least step in D that takes the
       logits there. Where rank G = C − 1 that distribution is met, and `fisher` is its bound.
 
     The step that crosses the boundary is cut by bisection to the last bit. One Jacobian a step.
-    Pixels are not held in their range: D has no room for that.
+    Pixels are not kept in their range: D has too few dimensions for that.
 
     Args:
         model: Callable pytree from one input to C logits.
         x: One input, in the model's (normalised) units.
         to: The class.
-        metric: What is to be small: "euclidean", the move in input space, or "fisher", that in G's
+        metric: What is minimised: "euclidean", the move in input space, or "fisher", that in G's
             metric.
         step: Length of a step at most, > 0, in the units of x; infinity to trust each
             linearisation as far as it leads.
@@ -213,7 +214,7 @@ def explanations(
         xs: (N, *x.shape) inputs.
         step: As in `reach`.
         max_steps: As in `reach`.
-        block: How many of the N · C moves are computed at once; a block goes on until the slowest
+        block: How many of the N · C moves are computed at once; a block steps until its slowest
             has ended.
 
     Returns:

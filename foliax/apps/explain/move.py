@@ -47,8 +47,8 @@ class Scene(eqx.Module):
     def aim(self, logits: Float[Array, " c"], tries: Int[Array, ""]) -> Float[Array, ""]:
         """Return a lead that rounding does not hide.
 
-        Aimed at no lead at all, a step may end in a corner where two classes are level with c and
-        no way on is left that puts c ahead of both.
+        Without a lead, a step may end in a corner where two classes are level with c and no
+        direction puts c ahead of both.
         """
         eps = max(jnp.finfo(self.dtype).eps, jnp.finfo(logits.dtype).eps)
         growth = 2.0 ** jnp.minimum(tries, _DOUBLINGS)
@@ -132,7 +132,7 @@ def _euclidean(
     rows = jax.nn.one_hot(scene.to, logits.size, dtype=logits.dtype) - jnp.eye(
         logits.size, dtype=logits.dtype
     )
-    # Row c compares the class with itself, and asks nothing; nor does a class that cannot occur.
+    # Row c compares the class with itself: no constraint. Nor is a class that cannot occur one.
     others = (jnp.arange(logits.size) != scene.to) & LIKELIHOOD.possible(logits)
     rows = jnp.where(others[:, None], rows, 0)
     # a = (E Hᵀ) K, in the basis of D.
@@ -199,7 +199,7 @@ def nearest_log_probabilities(log_p: Float[Array, " c"], to: Int[Array, ""]) -> 
     """Return log q of the distribution nearest to p in which no class exceeds c.
 
     On the sphere of radius 2 with u = √p, that is the projection of u on the cone u_c ≥ u_j: the
-    classes above the mean of c and of them take that mean, and the whole is scaled to length 1.
+    classes above the mean of c and of them take that mean, and the result is scaled to length 1.
     """
     size = log_p.size
     half = log_p / 2
@@ -207,7 +207,7 @@ def nearest_log_probabilities(log_p: Float[Array, " c"], to: Int[Array, ""]) -> 
     others = jnp.where(jnp.arange(size) == to, -jnp.inf, half)
     falling = -jnp.sort(-others)[: size - 1]
     counts = jnp.arange(2, size + 1, dtype=log_p.dtype)
-    # In log space: the probability of c may be below what exp can hold.
+    # In log space: the probability of c may be below what exp can represent.
     means = jnp.logaddexp(lax.cumlogsumexp(falling), mine) - jnp.log(counts)
     before = jnp.concatenate([mine[None], means[:-1]])
     merged = falling > before  # a prefix: once one is below the mean, so are all after it
@@ -226,7 +226,7 @@ def separation(log_p: Float[Array, " c"], log_q: Float[Array, " c"]) -> Float[Ar
 
 
 class _Crossing(NamedTuple):
-    """How much of a step is taken: the whole, or up to where the class is first ahead."""
+    """How much of a step is taken: all of it, or up to where the class is first ahead."""
 
     scale: Float[Array, ""]
     logits: Float[Array, " c"]

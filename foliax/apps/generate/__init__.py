@@ -3,11 +3,11 @@
 Two motions, each of one input. `diffuse` is Brownian motion, along the data leaf or along the
 kernel leaf; a step that would take p_label below the threshold is refused, and the next one is
 drawn from where it was. `approach` walks on the leaf toward another image of the label, and slides
-along the level set of p_label where the straight way would leave it. No point of either is below
-the threshold: every point is looked at before it is taken.
+along the level set of p_label where the straight path would leave it. No point of either is below
+the threshold: the model is evaluated at every point before it is accepted.
 
-Along the data leaf nothing holds the pixels in their range (D has no room for it): clip for
-display. Along the kernel a `box` is held, and p with it.
+Along the data leaf the pixels are not kept in their range (D has too few dimensions for it): clip
+for display. Along the kernel a `box` is respected, and p stays.
 """
 
 from foliax.apps.generate.approach import approach, approaches

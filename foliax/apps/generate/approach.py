@@ -64,24 +64,24 @@ def approach(
 ) -> Motion:
     """Walk on the leaf of x toward a target, inside {p_label ≥ threshold}.
 
-    A step goes along P_D (target − x), `step` long and no farther than the foot. Where to first
-    order it would take log p_label below the threshold, it is the nearest step in D that does not;
-    where it still does, it is lifted along the gradient of log p_label, then shortened, until
-    p_label holds and the distance to the target has fallen. The distance falls with every step, so
-    the walk cannot dither. One Jacobian a step.
+    A step goes along P_D (target − x), `step` long and no farther than the closest point. Where to
+    first order it would take log p_label below the threshold, it is the nearest step in D that does
+    not; where it still does, it is lifted along the gradient of log p_label, then shortened, until
+    p_label is above it and the distance to the target has fallen. The distance falls with every
+    step, so the walk cannot oscillate. One Jacobian a step.
 
     Args:
         model: Callable pytree from one input to C logits.
         x: The start, in the model's (normalised) units.
         target: Where to go, of x's shape.
         label: The class whose probability is kept; None for the one predicted at x.
-        threshold: Least p_label, in [0, 1); 0 leaves the way free.
+        threshold: Least p_label, in [0, 1); 0 for no constraint.
         step: Length of a step at most, > 0, in the units of x.
         max_steps: Steps at most.
         save_every: A point is kept every so many steps.
         arrival: Distance to the target at which the walk has arrived, ≥ 0.
-        stall: Tangent fraction at which the foot is reached: how far P_D (target − x) leads within
-            the threshold, over ‖target − x‖.
+        stall: Tangent fraction below which the walk has stalled: how far P_D (target − x) leads
+            within the threshold, over ‖target − x‖.
 
     Returns:
         A `Motion`, with the distance to the target.
@@ -168,7 +168,7 @@ def _approach_step(scene: Scene, walk: _Walk, target: Array, limits: _Limits) ->
 
     whole = space.project(away)
     wish, bound = allowed(capped(whole, limits.step))
-    # Of the whole way, and not of a step: a step is short wherever the target is far.
+    # Relative to the remaining distance, not to a step, which is short where the target is far.
     left, _ = allowed(whole)
     wish = capped(wish, limits.step)
     tried, moved, p, found = _attempts(scene, walk.x, wish, slope, target, distance)
@@ -230,7 +230,7 @@ def approaches(
         targets: (N, *x.shape) targets.
         labels: (N,) classes; None for those predicted at the starts.
         threshold: As in `approach`; or (N,), one for each start, as 0.9 of its own p_label.
-        block: Walks that are computed at once; a block goes on until its slowest has ended.
+        block: Walks that are computed at once; a block steps until its slowest has ended.
         **options: Those of `approach`, shared by all.
 
     Returns:

@@ -44,7 +44,7 @@ def diffuse(
 
     dX = P(X) ∘ dW with noise in all of input space and P the projection on D (Heun, two Jacobians a
     step) or on ker G (one). Along the kernel each step is brought back onto the level set of p;
-    one that cannot be is shortened, at last to nothing.
+    one that cannot be is shortened, in the end to zero.
 
     A step whose end has p_label below the threshold is refused: the motion stays for that step,
     and goes on with new noise. As the steps become short this is Brownian motion reflected at the

@@ -36,8 +36,8 @@ class Motion(NamedTuple):
         refused: Proposals that were refused: of `approach`, every one before the one taken.
         status: A `Status`. Of `diffuse`: completed; boundary where no step at all was accepted, or
             where the start is below the threshold (the end is then the start). Of `approach`:
-            arrived, stalled (the foot), boundary (the threshold ends the walk, or the start is
-            below it), out_of_steps. Of both: invalid.
+            arrived, stalled (the closest point), boundary (the threshold ends the walk, or the
+            start is below it), out_of_steps. Of both: invalid.
     """
 
     points: Float[Array, "rows ..."]
@@ -106,7 +106,7 @@ def _mapped(one: Any, model: Model, given: Any, block: int, shared: tuple, optio
         row, label, threshold = each
         return one(model, *row, *shared, label=label, threshold=threshold, **options)
 
-    if block == 1:  # no vmap at all: a branch that is not taken costs nothing
+    if block == 1:  # under vmap, cond becomes select and both branches run
         return lax.map(lane, given)
     return lax.map(lane, given, batch_size=block)
 

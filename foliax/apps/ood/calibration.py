@@ -1,4 +1,4 @@
-"""What scores are on training data, and how far others lie from that: no outlier is needed."""
+"""Mean, deviation and threshold of scores on training data: no outlier is needed."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ Named = Any  # scores by name: a NamedTuple of them, as `Scores`, or a mapping
 
 
 class Calibration(NamedTuple):
-    """What scores are on training data, by the name of the score.
+    """Mean, deviation and threshold on training data, by the name of the score.
 
     Attributes:
         mean: Mean over the training inputs.
         std: Their standard deviation; 1 where all are equal.
-        threshold: The least value met that at least the wanted share of the training inputs does
-            not exceed.
+        threshold: Upper empirical quantile of the training scores, at the share asked for: a value
+            that occurs.
     """
 
     mean: dict[str, Float[Array, ""]]
@@ -27,7 +27,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(training: Named, *, share: float = 0.95) -> Calibration:
-    """Learn what scores are on inputs that are in the distribution.
+    """Estimate mean, deviation and threshold of scores on inputs of the distribution.
 
     Args:
         training: Scores of N training inputs: what `scores` returned, or (N,) values by name. Best
@@ -98,7 +98,7 @@ def combine(
     found: Named,
     names: Sequence[str] | None = None,
 ) -> Float[Array, "..."]:
-    """Return the sum of standardised scores: one number that no outlier was needed to fit.
+    """Return the sum of standardised scores: one number, fitted without outliers.
 
     Args:
         calibration: What `calibrate` returned.

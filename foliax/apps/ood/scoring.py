@@ -1,10 +1,10 @@
 """Out of distribution: how far an input is from the data leaves through reference inputs.
 
-Every score of one input is higher the farther out the input is. Those of `score` rest on the leaf
-through a reference r: on its frame of D at r, on the frame at x, and on the foot of x. A reference
-that is chosen because it is near in pixels carries that distance into every score; so `medoids`
-chooses references by the training set alone, and `distance` stands among the scores as a control
-that knows nothing of the leaf.
+Every score of one input is higher the farther out the input is. Those of `score` use the leaf
+through a reference r: the frame of D at r, the frame at x, and the point of the leaf closest to x.
+A reference that is chosen because it is near in pixels carries that distance into every score; so
+`medoids` chooses references by the training set alone, and `distance` is among the scores as a
+control that does not depend on the leaf.
 """
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -30,7 +30,7 @@ from foliax.likelihood import Categorical
 if TYPE_CHECKING:
     Reduce = Literal["min", "mean", "none"]
 else:
-    Reduce = Any  # checked by hand, so that our sentence comes before a type-checking hook's
+    Reduce = Any  # checked by hand, so that our error comes before a type-checking hook's
 _LIKELIHOOD = Categorical()
 
 
@@ -58,10 +58,10 @@ class Scores(NamedTuple):
         trace: trace G(x), in nats per squared input unit. At x alone.
         largest_eigenvalue: Of G(x).
         effective_rank: exp of the entropy of the normalised spectrum of G(x); 0 where G = 0.
-        distance: ‖x − r‖. Knows nothing of the leaf: the control for all that follow.
-        residual: ‖x − foot‖, the distance left at the foot of x on the leaf through r, an upper
-            bound of that to the leaf; None without feet.
-        residual_ratio: residual over distance; 0 where x = r. None without feet.
+        distance: ‖x − r‖. Does not depend on the leaf: the control for all that follow.
+        residual: The distance of x from the closest point found on the leaf through r, an upper
+            bound of that from the leaf; None with `feet=False`.
+        residual_ratio: residual over distance; 0 where x = r. None with `feet=False`.
         kernel_at_reference: ‖P_ker(r)(x − r)‖, the length along the noise directions at r: the
             distance of x from the leaf's tangent plane there.
         kernel_at_x: ‖P_ker(x)(x − r)‖, the same with the noise directions at x.
@@ -70,8 +70,8 @@ class Scores(NamedTuple):
         metric_length: ‖x − r‖ in the metric G(x), √((x − r)ᵀ G(x) (x − r)).
         fisher_distance: 2 arccos Σ√(p_i q_i) between p at x and at r, ≤ π: the distance along a
             leaf in G's metric where rank G = C − 1. It depends on p alone.
-        status: A `Status`: stalled where every foot was reached (and without feet), out_of_steps
-            where one was not, invalid where x or the model's output is not finite.
+        status: A `Status`: stalled where every flow reached a closest point (and without flows),
+            out_of_steps where one was not, invalid where x or the model's output is not finite.
     """
 
     trace: Float[Array, "*n"]
@@ -95,7 +95,7 @@ def medoids(xs: ArrayLike, labels: ArrayLike, *, num_classes: Count) -> Int[np.n
     """Return the place of one training input of each class: the medoid in squared distance.
 
     The sum of squared distances to the others of a class is smallest for the member nearest to
-    the class mean. The choice looks at the training set alone, never at what is scored.
+    the class mean. The choice depends on the training set alone, never on what is scored.
 
     Args:
         xs: (N, *x.shape) training inputs.
@@ -136,12 +136,12 @@ def medoids(xs: ArrayLike, labels: ArrayLike, *, num_classes: Count) -> Int[np.n
 
 
 def prepare(model: Model, points: ArrayLike, *, block: Count = 16) -> References:
-    """Look at the model once at each reference, so that scoring many inputs need not again.
+    """Evaluate the model once at each reference, for the scores of many inputs.
 
     Args:
         model: Callable pytree from one input to C logits.
         points: (k, *x.shape) the references, in the model's units.
-        block: How many are looked at at once.
+        block: How many are computed at once.
 
     Returns:
         `References`, of k Jacobians.
@@ -200,10 +200,11 @@ def score(
         x: One input, in the model's units.
         references: What `prepare` returned, or (k, *x.shape) points.
         reduce: "min" for the nearest by each score, "mean" over all, "none" to keep all k.
-        feet: Whether to flow to the feet.
-        step: Length of a step to a foot, > 0. Longer ones are fewer and leave the leaf earlier.
-        max_steps: Steps at most to a foot.
-        stall: Tangent fraction at which a foot is reached.
+        feet: Whether to flow to the closest points.
+        step: Length of a step of these flows, > 0. Longer ones are fewer and leave the leaf
+            earlier.
+        max_steps: Steps at most of a flow.
+        stall: Tangent fraction below which a flow has stalled.
 
     Returns:
         `Scores`.
@@ -275,8 +276,8 @@ def scores(
         references: As in `score`, shared by all.
         choice: (N, j) places of the references that count for each input, as that of its predicted
             class; None for all.
-        block: Inputs that are worked on at once. A block goes on until the slowest of its feet is
-            reached.
+        block: Inputs that are computed at once. A block steps until its slowest flow has
+            ended.
         **options: Those of `score`.
 
     Returns:
@@ -315,7 +316,7 @@ def _scored(
             near = jax.tree.map(lambda values: values[places], references)
         return score(model, x, near, **options)
 
-    # For one, no vmap at all: a branch that is not taken costs nothing.
+    # One without vmap: under vmap, cond becomes select and both branches run.
     return lax.map(one, (xs, choice), batch_size=None if block == 1 else block)
 
 
@@ -329,7 +330,7 @@ def _spectrum(a: Float[Array, "r n"]) -> dict[str, Array]:
     values = singular_values(a) ** 2
     total = jnp.sum(values)
     share = values / jnp.where(total > 0, total, 1)
-    none = share == 0  # a NaN is not none, and goes on
+    none = share == 0  # a NaN propagates
     entropy = -jnp.sum(jnp.where(none, 0, share * jnp.log(jnp.where(none, 1, share))))
     return {
         "trace": total,

@@ -28,12 +28,12 @@ def batches(
 ) -> Iterable[Batch]:
     """Return the batches of one epoch, for this host.
 
-    The order of the whole split depends on seed and epoch alone; host k of K takes places k,
-    k + K, … of it, so that no two hosts see the same image in an epoch.
+    The order of the split depends on seed and epoch alone; host k of K takes places k,
+    k + K, … of it, so that no two hosts use the same image in an epoch.
 
     Args:
         dataset: A data set, or the name of one.
-        batch_size: Images in a batch of this host; with K hosts a step sees K times as many.
+        batch_size: Images in a batch of this host; with K hosts a step uses K times as many.
         seed: Of the order.
         epoch: Another epoch has another order.
         split: "train" or "test".

@@ -17,7 +17,7 @@ Constant = float | Float[np.ndarray, " c"]
 
 
 class Normalised(abc.ABC):
-    """What a data set knows of its units, wherever its images are kept.
+    """The units of a data set, wherever its images are stored.
 
     Normalised means (pixels − mean) / std, with pixels in [0, 1]; mean and std are numbers for
     grey images, and have one entry a channel for colour. Points keep their own coordinates: mean
