@@ -45,7 +45,7 @@ def _measure(study: Study, path: Any) -> dict[str, Any]:
     return statistics(path, study.dataset) | {
         "steps_of_stopped": quartiles(path.num_steps[path.status == foliax.Status.boundary]),
         "settled_at_step": quartiles(settled),
-        "drift_of_p_at_end": quartiles(path.drift[:, -1]),
+        "drift_of_p_at_end": quartiles(path.probability_change[:, -1]),
         "label_kept": float(kept.all(axis=1).mean()),
         "label_kept_at_end": float(kept[:, -1].mean()),
         "probability_at_start": quartiles(p[:, 0].max(axis=-1)),
@@ -61,7 +61,7 @@ def run(study: Study, out: Path, *, show_every: int = 125) -> dict[str, Any]:
     paths, names = study.drifted(), study.dataset.class_names
     labels = np.asarray(predict(study.model, study.origins())[0])
     shown = int(np.argmax(labels == _SHOWN_LABEL))  # the first image, where none has it
-    exact, published = (paths[scheme].drift.max(axis=1) for scheme in SCHEMES)
+    exact, published = (paths[scheme].probability_change.max(axis=1) for scheme in SCHEMES)
     numbers: dict[str, Any] = {scheme: measure(study, scheme) for scheme in SCHEMES}
     numbers |= {
         "num_images": len(exact),
@@ -115,9 +115,11 @@ def _draw(study: Study, exact: Any, published: Any, rows: np.ndarray, out: Path)
     animate(data, exact, out / "kernel.gif")
     changes, distances = [], []
     for scheme, path in study.drifted().items():
-        steps = np.arange(path.drift.shape[1]) * study.sizes.save_every
+        steps = np.arange(path.probability_change.shape[1]) * study.sizes.save_every
         floor = float(np.finfo(np.float32).eps)  # a logarithmic axis has no zero
-        changes.append(quartile_curve(scheme, steps[1:], path.drift[:, 1:], least=floor))
+        changes.append(
+            quartile_curve(scheme, steps[1:], path.probability_change[:, 1:], least=floor)
+        )
         distances.append(quartile_curve(scheme, steps, path.distance))
     viz.curves(
         [

@@ -75,7 +75,7 @@ start, target = data.test_x[0], data.test_x[1]
 path = foliax.walk(model, start, target, box=data.box, max_steps=STEPS, save_every=1)
 last = int(path.num_steps)
 
-print("ended as:", foliax.Status(int(path.status)).name, "after", last, "steps")
+print("after", last, "steps", foliax.Status[path.status])
 print(f"distance to the target: {path.distance[0]:.2f} at the start, {path.distance[-1]:.2f} now")
 print(f"share of the direction inside D: {path.tangent_fraction[-1]:.4f}")
 
@@ -99,11 +99,11 @@ Image.open(
 # arrived.
 #
 # `Path` says so in its `Status`, and in the tangent fraction $\|P_D d\| / \|d\|$ of the remaining
-# displacement $d$. `foliax.foot` is the same walk as a projection: of the target, on the leaf of
+# displacement $d$. `foliax.closest` is the same walk as a projection: of the target, on the leaf of
 # the start.
 
 # %%
-nearest = jax.jit(foliax.foot)(model, target, start)
+nearest = foliax.closest(model, start, target)
 away = target - nearest.point
 inside = jnp.linalg.norm(foliax.project_leaf(model, nearest.point, away))
 print(f"distance of the target from the leaf of the start: at most {nearest.distance:.3f}")
@@ -119,9 +119,9 @@ print(
 # %%
 num_pairs = 8 if SMOKE else 64
 starts, targets = data.test_x[:num_pairs], data.test_x[num_pairs : 2 * num_pairs]
-paths = foliax.walks(model, starts, targets, max_steps=STEPS, save_every=STEPS)
+paths = foliax.map(foliax.walk, model, starts, targets, max_steps=STEPS, save_every=STEPS)
 
-arrived = np.asarray(paths.status) == foliax.Status.arrived
+arrived = np.asarray(paths.status == foliax.Status.arrived)
 begun = np.linalg.norm(np.asarray(targets - starts).reshape(num_pairs, -1), axis=1)
 ended = np.linalg.norm(np.asarray(targets - paths.best).reshape(num_pairs, -1), axis=1)
 left = ended / begun
@@ -158,7 +158,7 @@ published = foliax.walk(
 )
 shown = {"exact": path, "published": published}
 for scheme, walked in shown.items():
-    end = foliax.Status(int(walked.status)).name
+    end = foliax.Status[walked.status].partition(":")[0]
     print(
         f"{scheme:>9}: {end:>12} after {int(walked.num_steps):4d} steps, nearest "
         f"{walked.distance.min():.2f}, moved outside D {walked.leaf_defect[-1]:6.2f}, "
@@ -216,7 +216,7 @@ rows = np.linspace(0, len(drifts["exact"].steps) - 1, 9).round().astype(int)
 points = jnp.concatenate([drifted.points[rows] for drifted in drifts.values()])
 captions = described(points, [int(step) for d in drifts.values() for step in d.steps[rows]])
 for scheme, drifted in drifts.items():
-    print(f"{scheme:>9}: p has moved by {drifted.drift.max():.1e} at most")
+    print(f"{scheme:>9}: p has moved by {drifted.probability_change.max():.1e} at most")
 Image.open(
     viz.strip(
         data.to_pixels(points),
@@ -242,7 +242,10 @@ Image.open(
             "Along the kernel p is conserved",
             "step",
             "max |p − p(start)|",
-            [viz.Curve(s, step[1:], np.maximum(d.drift[1:], 1e-9)) for s, d in drifts.items()],
+            [
+                viz.Curve(s, step[1:], np.maximum(d.probability_change[1:], 1e-9))
+                for s, d in drifts.items()
+            ],
             log=True,
         ),
         PICTURES / "drift.png",
@@ -274,7 +277,9 @@ noisy_starts, noisy_targets = (
     data.noisy(xs, 0.2, key) for xs, key in ((starts, keys[0]), (targets, keys[1]))
 )
 random = jax.random.normal(keys[2], starts.shape)
-noisy = foliax.walks(model, noisy_starts, noisy_targets, max_steps=STEPS, save_every=STEPS)
+noisy = foliax.map(
+    foliax.walk, model, noisy_starts, noisy_targets, max_steps=STEPS, save_every=STEPS
+)
 
 
 @jax.jit
@@ -294,7 +299,7 @@ far_leaf, far_kernel = (
     for end in (paths.end, ends)
 )
 same = np.abs(level(paths.end) - level(starts)) <= 0.025
-noisy_arrived = np.asarray(noisy.status) == foliax.Status.arrived
+noisy_arrived = np.asarray(noisy.status == foliax.Status.arrived)
 print(f"clean start     {np.median(level(starts)):.3f}")
 print(f"on the leaf     {np.median(level(paths.end)):.3f}, after moving {far_leaf:.1f}")
 print(f"in the kernel   {np.median(level(ends)):.3f}, after moving {far_kernel:.1f}")

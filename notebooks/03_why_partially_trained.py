@@ -212,10 +212,10 @@ starts, targets = data.test_x[:num_pairs], data.test_x[num_pairs : 2 * num_pairs
 begun = np.linalg.norm(np.asarray(targets - starts).reshape(num_pairs, -1), axis=1)
 steps = 50 if SMOKE else 1000
 for e in sorted({1, chosen, epochs[-1]}):
-    paths = foliax.walks(kept[e], starts, targets, max_steps=steps, save_every=steps)
+    paths = foliax.map(foliax.walk, kept[e], starts, targets, max_steps=steps, save_every=steps)
     away = np.asarray(targets - paths.best).reshape(num_pairs, -1)
     left = np.median(np.linalg.norm(away, axis=1) / begun)
-    arrived = int(np.sum(np.asarray(paths.status) == foliax.Status.arrived))
+    arrived = int(np.sum(np.asarray(paths.status == foliax.Status.arrived)))
     print(
         f"epoch {e:2d}: {arrived} of {num_pairs} arrive, {100 * left:.0f} % of the distance remains"
     )

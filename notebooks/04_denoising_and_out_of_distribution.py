@@ -13,7 +13,7 @@
 #
 # The slides end with things to do with a data leaf: "project a noisy data point on the data leaf to
 # perform denoising", and "use the distance from the data leaf to recognize out-of-distribution
-# examples". Both are one call of `foliax.foot`. Here you try them on digits, each beside the
+# examples". Both are one call of `foliax.closest`. Here you try them on digits, each beside the
 # simplest baseline, and measure what they are worth.
 #
 # *A minute on a CPU.* The first cell installs foliax where it is not there yet.
@@ -78,7 +78,7 @@ def projected(model, xs, references):
     """Return the closest point to each x on the leaf through its reference."""
 
     def one(row):
-        return foliax.foot(model, *row, max_steps=300, stall=1e-3)
+        return foliax.closest(model, *row[::-1], max_steps=300, stall=1e-3)
 
     return jax.lax.map(one, (xs, references), batch_size=4)
 

@@ -62,15 +62,15 @@ class Trip:
             "along": self.along, "scheme": "published", "step": _STEP, "max_steps": self.steps,
             "save_every": self.every,
         }  # fmt: skip
-        walk, walks = foliax.drift, foliax.drifts
+        walk = foliax.drift
         if self.along == "leaf":
-            walk, walks = foliax.walk, foliax.walks
+            walk = foliax.walk
             options["arrival"] = 0.0
         count, block = len(self.xs), self.block
 
         def program(model: Any, xs: Any, goals: Any, box: Any) -> Any:
             if count > 1:
-                return walks(model, xs, goals, box=box, block=block, **options)
+                return foliax.map(walk, model, xs, goals, box=box, block=block, **options)
             path = walk(model, xs[0], goals[0], box=box, **options)
             return jax.tree.map(lambda leaf: leaf[None], path)
 
@@ -236,7 +236,7 @@ def exact_row(bench: Bench) -> Row:
         contenders.append(one)
 
     def same(found: dict[str, Any]) -> dict[str, Any]:
-        changed = float(found["exact kernel"].drift.max())
+        changed = float(found["exact kernel"].probability_change.max())
         return {"p_changed_along_kernel": within(changed, _CHANGED, "p along the kernel")} | {
             f"steps, {one.name}": one.units for one in contenders if one.name != FORWARD
         }

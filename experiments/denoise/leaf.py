@@ -164,4 +164,5 @@ def _unmoved(images: Images) -> app.Projected:
     """Return x itself as each closest point: a share of the way is then one toward x."""
     nothing = jnp.zeros(images.references.shape[:2], jnp.int32)
     points = jnp.broadcast_to(images.noisy[:, None], images.references.shape)
-    return app.Projected(points, nothing.astype(points.dtype), nothing, nothing, nothing)
+    arrived = jax.tree.map(partial(jnp.broadcast_to, shape=nothing.shape), foliax.Status.arrived)
+    return app.Projected(points, nothing.astype(points.dtype), nothing, arrived, nothing)

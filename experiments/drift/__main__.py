@@ -84,7 +84,7 @@ def kernel(
     for name, method in methods.items():
         bar.set_description(f"compile {method.label}")
         options = shared | method.options
-        programs[name] = compiled(foliax.drifts, model, *parts[0], box, **options)
+        programs[name] = compiled(foliax.drift, model, *parts[0], box, **options)
         bar.update()
     runs: dict[str, list[tuple[Any, float]]] = {name: [] for name in methods}
     for part in parts:
@@ -102,7 +102,7 @@ def kernel(
 
 def measure(path: Any, method: Method) -> dict[str, Any]:
     """Return what a population of drifts kept of p, how far it came, and what it spent."""
-    worst = path.drift.max(axis=1)
+    worst = path.probability_change.max(axis=1)
     median, most, largest = np.quantile(worst, (0.5, 0.9, 1))
     return {
         "label": method.label,
@@ -155,7 +155,7 @@ def toward(model: Any, xs: np.ndarray, config: Config, bar: Any) -> dict[str, An
             "max_steps": budget // method.each, "save_every": budget // method.each,
         }  # fmt: skip
         options |= method.options
-        program = compiled(foliax.walks, model, xs, targets, None, **options)
+        program = compiled(foliax.walk, model, xs, targets, None, **options)
         path, _ = timed(program, model, xs, targets, None)
         spent, left = method.jacobians(path), path.distance[:, -1] / start
         found[name] = {
@@ -216,7 +216,9 @@ def draw(paths: dict[str, Any], numbers: dict[str, Any], path: Path) -> None:
         if name.startswith("adaptive"):
             continue
         label, steps = numbers[name]["label"], found.steps.max(axis=0)
-        low, middle, high = np.quantile(np.maximum(found.drift, floor), (0.1, 0.5, 0.9), axis=0)
+        low, middle, high = np.quantile(
+            np.maximum(found.probability_change, floor), (0.1, 0.5, 0.9), axis=0
+        )
         drifts.append(viz.Curve(label, steps[1:], middle[1:], low[1:], high[1:]))
         distances.append(viz.Curve(label, steps, np.median(found.distance, axis=0)))
     title = "Drift of p along the kernel (median; 10 to 90 %)"

@@ -15,7 +15,7 @@ _TOLERANCES = (1e-2, 1e-3)  # rtol = atol of the adaptive runs
 
 
 class Method(NamedTuple):
-    """A way to integrate: its label, options of `foliax.drifts` or `walks`, Jacobians a step."""
+    """A way to integrate: its label, options of `foliax.drift` or `walk`, Jacobians a step."""
 
     label: str
     options: dict[str, Any]
@@ -58,11 +58,11 @@ def target_methods(*, quick: bool) -> dict[str, Method]:
     return found
 
 
-def compiled(many: Callable, model: Any, xs: Any, goals: Any, box: Any, **options: Any) -> Any:
-    """Compile `foliax.drifts` or `foliax.walks` for arguments like these."""
+def compiled(fn: Callable, model: Any, xs: Any, goals: Any, box: Any, **options: Any) -> Any:
+    """Compile `foliax.map` of `drift` or `walk` for arguments like these."""
 
     def program(model: Any, xs: Any, goals: Any, box: Any) -> Any:
-        return many(model, xs, goals, box=box, **options)
+        return foliax.map(fn, model, xs, goals, box=box, **options)
 
     return eqx.filter_jit(program).lower(model, xs, goals, box).compile()
 

@@ -101,6 +101,7 @@ def _draw(dataset: Any, xs: Any, found: Any, file: Path) -> tuple[str, str]:
     names, images, captions = dataset.class_names, [], []
     for i, x in enumerate(xs[:_SHOWN]):
         label, move, p = int(found.label[i]), found.nearest, found.probabilities[i]
+        arrived = move.status == foliax.Status.arrived
         ends = np.asarray(dataset.to_pixels(np.concatenate([x[None], move.end[i]])))
         changes = viz.signed(np.concatenate([0 * x[None], move.end[i] - x]))
         changes[[0, 1 + label]] = np.nan  # gaps: nothing changes there
@@ -108,7 +109,7 @@ def _draw(dataset: Any, xs: Any, found: Any, file: Path) -> tuple[str, str]:
         captions.append(f"{names[label]}\np = {p[label]:.3f}")
         captions += [
             f"{name}\n{move.chord[i, c]:.2f}, G {found.fisher.fisher[i, c]:.2f}"
-            if move.status[i, c] == foliax.Status.arrived
+            if arrived[i, c]
             else f"{name}\nnot reached"
             for c, name in enumerate(names)
         ]

@@ -142,7 +142,9 @@ def records(found: Any, places: Any, named: dict[str, np.ndarray]) -> list[dict[
             "rivals": {name: values[i] for name, values in named.items()},
         }
         | {
-            name: {"status": [foliax.Status(int(s)).name for s in move.status[i]]}
+            name: {
+                "status": [status_name(pick(move.status, (i, c))) for c in range(move.end.shape[1])]
+            }
             | {key: getattr(move, key)[i] for key in ("chord", "length", "fisher", "bound")}
             for name, move in moves.items()
         }

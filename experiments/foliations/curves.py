@@ -66,12 +66,12 @@ def follow(
     xs, ahead = np.concatenate([seeds, seeds]), np.concatenate([directions, -directions])
     points, logits, ended = [], [], np.zeros(len(xs), bool)
     for _ in range(pieces):
-        found = foliax.drifts(
-            model, xs, ahead.astype(xs.dtype), along=along, block=len(xs), step=step,
+        found = foliax.map(
+            foliax.drift, model, xs, ahead.astype(xs.dtype), along=along, block=len(xs), step=step,
             max_steps=piece_steps, save_every=1,
         )  # fmt: skip
         piece = np.where(ended[:, None, None], xs[:, None], np.asarray(found.points))
-        ended |= np.asarray(found.status) != foliax.Status.completed
+        ended |= np.asarray(found.status != foliax.Status.completed)
         points.append(piece)
         logits.append(np.asarray(found.logits))
         xs, ahead = piece[:, -1], _last_step(piece, ahead)

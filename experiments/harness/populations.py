@@ -12,28 +12,29 @@ import numpy as np
 import foliax
 from experiments.harness import noise
 from experiments.harness.run import in_parts, on_cpu
+from foliax.flow.path import Code
 
 _PROFILE = 11  # rows of a population's profile along its paths
 
 
 def walks(model: Any, xs: Any, targets: Any, box: Any, **options: Any) -> Any:
     """Walk many pairs, to NumPy; `options` are those of `foliax.walk`."""
-    return _each(foliax.walks, model, xs, targets, box, options)
+    return _each(foliax.walk, model, xs, targets, box, options)
 
 
 def drifts(model: Any, xs: Any, directions: Any, box: Any, **options: Any) -> Any:
     """Drift many points, to NumPy; `options` are those of `foliax.drift`."""
-    return _each(foliax.drifts, model, xs, directions, box, options)
+    return _each(foliax.drift, model, xs, directions, box, options)
 
 
 def _each(
-    many: Callable, model: Any, xs: Any, goals: Any, box: Any, options: Mapping[str, Any]
+    fn: Callable, model: Any, xs: Any, goals: Any, box: Any, options: Mapping[str, Any]
 ) -> Any:
     block = 1 if on_cpu() else len(xs)
-    return in_parts(partial(many, box=box, block=block, **options), model, xs, goals)
+    return in_parts(partial(foliax.map, fn, box=box, block=block, **options), model, xs, goals)
 
 
-def pick(path: Any, index: int) -> Any:
+def pick(path: Any, index: int | tuple[int, ...]) -> Any:
     """Return one path of a population."""
     return jax.tree.map(lambda leaf: leaf[index], path)
 
@@ -77,7 +78,13 @@ def quartiles(values: Any) -> dict[str, float]:
 
 def endings(path: Any) -> dict[str, float]:
     """Return the share of a population that ended in each status."""
-    return {s.name: float(np.mean(path.status == s)) for s in foliax.Status}
+    names = [code.name for code in Code]
+    return {name: float(np.mean(path.status == getattr(foliax.Status, name))) for name in names}
+
+
+def status_name(status: Any) -> str:
+    """Return the name of one status."""
+    return foliax.Status[status].partition(":")[0]
 
 
 def statistics(path: Any, dataset: Any) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def statistics(path: Any, dataset: Any) -> dict[str, Any]:
     return {
         "ended": endings(path),
         "steps": quartiles(path.num_steps),
-        "drift_of_p": quartiles(path.drift.max(axis=1)),
+        "drift_of_p": quartiles(path.probability_change.max(axis=1)),
         "noise": _noise_along(path, dataset, whole=False),
         "noise_of_whole": _noise_along(path, dataset, whole=True),
         "box_excess_pixels": quartiles(box_excess(path, dataset)),
@@ -145,14 +152,14 @@ def _record(path: Any, part: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
     rows = live_rows(path)
     p = np.asarray(jax.nn.softmax(jnp.asarray(path.logits[rows])))
     return {
-        "status": foliax.Status(int(path.status)).name,
+        "status": status_name(path.status),
         "num_steps": int(path.num_steps),
         "step": path.steps[rows],
         "label": p.argmax(axis=-1),
         "probability": p.max(axis=-1),
         "distance": path.distance[rows],
         "tangent_fraction": path.tangent_fraction[rows],
-        "drift_of_p": path.drift[rows],
+        "drift_of_p": path.probability_change[rows],
         "noise": part[rows],
         "noise_of_whole": whole[rows],
     }

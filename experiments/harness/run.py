@@ -89,7 +89,7 @@ def in_parts(fn: Any, model: Any, *stacked: Any, rows: int = 1) -> Any:
 
     Args:
         fn: A pure function of the model and stacked inputs to stacked results, row by row, e.g.
-            `partial(foliax.walks, block=1)`. Arrays and numbers may be bound by `partial`.
+            `partial(foliax.map, foliax.walk, block=1)`. Arrays and numbers may be bound.
         model: The classifier.
         *stacked: Arrays of N rows each, N ≥ 1.
         rows: Rows of a part on a CPU.

@@ -17,10 +17,8 @@ class Status(eqx.Enumeration):
 
     arrived = "arrived: within `arrival` of the target."
     completed = "completed: all steps were taken."
-    stalled = (
-        "stalled: the distribution holds (nearly) nothing of the direction any more, or the "
-        "velocity turned round. This is the closest point, or the farthest."
-    )
+    # The distribution holds (nearly) nothing of the direction, or the velocity turned round.
+    stalled = "stalled: no direction is left to follow. This is the closest point, or the farthest."
     out_of_steps = "out_of_steps: `max_steps` were not enough, rejected ones included."
     boundary = "boundary: the domain leaves no direction to go on in."
     invalid = "invalid: x, the target or the output of the model is not finite."

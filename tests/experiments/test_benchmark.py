@@ -121,9 +121,9 @@ def walked(model, xs):
         goals, told = np.roll(xs, 1, axis=0), {"box": foliax.Box(*LIMITS), "scheme": "published"}
         told |= {"max_steps": STEPS, "save_every": 1}
         if along == "leaf":
-            paths = foliax.walks(model, xs, goals, arrival=0.0, **told)
+            paths = foliax.map(foliax.walk, model, xs, goals, arrival=0.0, **told)
         else:
-            paths = foliax.drifts(model, xs, goals, along="kernel", **told)
+            paths = foliax.map(foliax.drift, model, xs, goals, along="kernel", **told)
         return np.moveaxis(np.asarray(paths.points)[:, 1:], 0, 1)
 
     return functools.cache(walk)

@@ -167,7 +167,7 @@ def test_batch_sizes_agree_to_rounding():
             for size in (1, 3, 7)
         ]
         paths = [
-            foliax.walks(model, xs, targets, block=block, max_steps=20, save_every=10)
+            foliax.map(foliax.walk, model, xs, targets, block=block, max_steps=20, save_every=10)
             for block in (1, 3, 7)
         ]
     for trace in traces[1:]:
