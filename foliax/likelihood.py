@@ -226,7 +226,7 @@ class Gaussian(eqx.Module):
     """C ≥ 1 real outputs: the model gives the means, each with a known standard deviation.
 
     Its metric on the means is diag(1 / scale²): G = Jᵀ diag(1 / scale²) J. Where a classifier's
-    probabilities are compared (`Path.drift`), here it is the means.
+    probabilities are compared (`Path.probability_change`), here it is the means.
 
     Attributes:
         scale: Standard deviation of the outputs, > 0: a number, or one for each.
@@ -327,7 +327,7 @@ def contrast_change(
     return jnp.where(alike, product, jnp.inf)
 
 
-def square_root(p: Float[Array, " c"]) -> Float[Array, " c"]:
+def square_root(p: Float[Array, "*c"]) -> Float[Array, "*c"]:
     """Return √p, with derivative 0 at p = 0."""
     there = ~(p == 0)  # a NaN goes on
     return jnp.where(there, jnp.sqrt(jnp.where(there, p, 1)), 0)

@@ -1,6 +1,6 @@
 """What the foliation is good for, and what is done with G.
 
-Denoising, out-of-distribution scores, generation and explanation stand on `foliax.foot`,
+Denoising, out-of-distribution scores, generation and explanation stand on `foliax.closest`,
 `foliax.walk` and `foliax.brownian`; the comparison of data sets and attacks on the eigenvalues and
 eigenvectors of G. Each module is a handful of pure functions; how good they are beside what people
 use is measured by the experiment of the same name.
