@@ -183,7 +183,7 @@ class Gaussian(eqx.Module):
     """C ≥ 1 real outputs: the model gives the means, each with a known standard deviation.
 
     Its metric on the means is diag(1 / scale²): G = Jᵀ diag(1 / scale²) J. Where a classifier's
-    probabilities are compared (`Path.drift`), here it is the means.
+    probabilities are compared (`Path.probability_change`), here it is the means.
 
     Attributes:
         scale: Standard deviation of the outputs, > 0: a number, or one for each.

@@ -14,8 +14,10 @@ import numpy as np
 from jax.tree_util import Partial
 
 import foliax
-from foliax import Status, equivariance, fisher, leaf, sharding
+from foliax import equivariance, fisher, leaf, sharding
 from foliax.apps import attack, denoise, explain, generate, ood, transfer
+from foliax.flow.path import Code, as_code, as_status
+from tests.cases import name_of
 
 
 class Case(NamedTuple):
@@ -77,7 +79,7 @@ IMAGE = jnp.arange(9.0).reshape(3, 3)
 BYTES = np.array([3, 200, 255], np.uint8)
 nan, inf = float("nan"), float("inf")
 FEET = denoise.Projected(
-    XS + 1, jnp.arange(2.0), jnp.full(2, 2), jnp.full(2, int(Status.stalled)), jnp.ones(2, int)
+    XS + 1, jnp.arange(2.0), jnp.full(2, 2), as_status(np.full(2, Code.stalled)), jnp.ones(2, int)
 )
 KEY, OLD_KEY = jax.random.key(0), jax.random.PRNGKey(0)
 SHORT = {"max_steps": 8, "save_every": 4}
@@ -109,7 +111,7 @@ def ends(*names: str) -> Callable[[Any], None]:
     """Every status is one of these; the numbers are finite unless it is invalid."""
 
     def check(result: Any) -> None:
-        found = {Status(int(code)).name for code in np.ravel(result.status)}
+        found = set(np.ravel(name_of(result.status)).tolist())
         assert found <= set(names), (found, result)
         if "invalid" not in names:
             finite(result)
@@ -223,9 +225,10 @@ OF_A_POINT: dict[str, Callable[..., Any]] = {
         of_model(lambda m, x: sharding.factor(m, x, mesh=MESH)), None),
     "walk": lambda model, x, target=FAR: WALK(model, x, target, 0.1),
     "drift": as_it_is(partial(foliax.drift, **SHORT), V),
-    "walks": as_it_is(
-        lambda m, x, y: foliax.walks(m, jnp.stack([x, x]), XS + y, **SHORT), jnp.ones(3)),
-    "foot": compiled(lambda m, x, start: foliax.foot(m, x, start, max_steps=8), FAR),
+    "map": as_it_is(
+        lambda m, x, y: foliax.map(foliax.walk, m, jnp.stack([x, x]), XS + y, **SHORT),
+        jnp.ones(3)),
+    "closest": compiled(lambda m, x, target: foliax.closest(m, x, target, max_steps=8), FAR),
     "denoise.denoise": compiled(
         lambda m, x, r: denoise.denoise(m, x, jnp.stack([FAR, r]), max_steps=8), FAR),
     "brownian": compiled(lambda m, x, time: foliax.brownian(m, x, KEY, time, **NOISY), 1.0),
@@ -253,7 +256,7 @@ def of_all(names: str, what: str, model: Any, x: Any, expected: Any) -> list[Cas
 
 
 EVERY = " ".join(OF_A_POINT)
-NO_WAY = "walk drift walks foot denoise.denoise explain.reach ood.score"
+NO_WAY = "walk drift map closest denoise.denoise explain.reach ood.score"
 NO_NUMBERS = (
     "trace factor matrix matvec quadratic kl rank dimension project_leaf leaf.distance leaf.length "
     "leaf.energy leaf.extrinsic leaf.second_fundamental_form trace_estimate equivariance.defect"
@@ -275,13 +278,14 @@ NOT_FINITE = [
     row("infinite target", "walk", lambda: WALK(MODEL, X, INF, 0.1), ends("invalid")),
     row("NaN target", "walk", lambda: WALK(MODEL, X, NAN, 0.1), ends("invalid")),
     row("NaN direction", "drift", lambda: foliax.drift(MODEL, X, NAN, **SHORT), ends("invalid")),
-    row("NaN start of a foot", "foot",
-        lambda: OF_A_POINT["foot"](MODEL, X, NAN), ends("invalid")),
+    row("NaN target of a closest point", "closest",
+        lambda: OF_A_POINT["closest"](MODEL, X, NAN), ends("invalid")),
     row("a target beyond what squares", "walk",
         lambda: WALK(MODEL, X, X + 1e300, 0.1), ends("invalid")),
-    row("one NaN among many", "walks",
-        lambda: foliax.walks(MODEL, jnp.stack([X, NAN]), XS + 1, **SHORT).status,
-        is_close(np.array([Status.out_of_steps, Status.invalid]))),
+    row("one NaN among many", "map",
+        lambda: as_code(
+            foliax.map(foliax.walk, MODEL, jnp.stack([X, NAN]), XS + 1, **SHORT).status),
+        is_close(np.array([Code.out_of_steps, Code.invalid]))),
     row("NaN velocity", "leaf.exponential",
         lambda: OF_A_POINT["leaf.exponential"](MODEL, X, NAN), ends("invalid")),
     row("NaN target of a geodesic", "leaf.geodesic",
@@ -317,7 +321,7 @@ NOT_FINITE = [
     row("NaN distance", "explain.rank_correlation",
         lambda: explain.rank_correlation(jnp.arange(3.0), NAN, jnp.ones(3, bool)), tells),
     row("NaN distance, not reached", "explain.order",
-        lambda: explain.order(NAN, jnp.array([0, Status.invalid, 0]), 0),
+        lambda: explain.order(NAN, jnp.array([True, False, True]), 0),
         is_close(np.array([2, 1, 0]))),
     row("NaN probability", "explain.nearest_distribution",
         lambda: explain.nearest_distribution(NAN, 0), tells),
@@ -361,7 +365,7 @@ DEGENERATE = [
     row("constant logits", "fisher.solve",
         lambda: SOLVED(CONSTANT.args[0]), finite),
     *of_all("trace factor matrix matvec eigh kl trace_estimate leaf.length ood.score walk drift "
-            "foot generate.diffuse generate.approach explain.reach", "one-hot p", ONE_HOT, X,
+            "closest generate.diffuse generate.approach explain.reach", "one-hot p", ONE_HOT, X,
             finite),
     row("one-hot p: D stays", "dimension rank",
         lambda: [OF_A_POINT[f](ONE_HOT, X) for f in ("dimension", "rank")], is_close([2, 0])),
@@ -378,8 +382,8 @@ DEGENERATE = [
         lambda: [f(ood.calibrate({"a": jnp.ones(3)}), {"a": 2.0}) for f in
                  (ood.standardise, ood.combine, ood.exceeds)],
         is_close([{"a": 1.0}, 1.0, {"a": 1.0}])),
-    row("target = start", "walk foot",
-        lambda: [WALK(MODEL, X, X, 0.1), OF_A_POINT["foot"](MODEL, X, X)],
+    row("target = start", "walk closest",
+        lambda: [WALK(MODEL, X, X, 0.1), OF_A_POINT["closest"](MODEL, X, X)],
         each(ends("arrived"))),
     row("target = start, as published", "walk",
         lambda: foliax.walk(MODEL, X, X, box=BOX, scheme="published", **SHORT),
@@ -445,9 +449,10 @@ SIZES = [
         r"C >= 2 logits.*got C = 1.*one logit z as \(0, z\)"),
     row("empty input", "trace walk", lambda: foliax.walk(MODEL, X[:0], X[:0]),
         r"x must hold at least one number, got the empty shape \(0,\)"),
-    row("empty batch", "walks", lambda: foliax.walks(MODEL, XS[:0], XS[:0]),
-        r"xs must hold at least one number, got the empty shape \(0, 3\)"),
-    row("empty batch", "drifts", lambda: foliax.drifts(MODEL, XS[:0], XS[:0]), "xs must hold at"),
+    row("empty batch", "map", lambda: foliax.map(foliax.walk, MODEL, XS[:0], XS[:0]),
+        "xs must hold at least one input, got none"),
+    row("no batch", "map", lambda: foliax.map(foliax.trace, MODEL),
+        "xs must be arrays stacked alike along axis 0, one entry an input, got none"),
     row("empty batch", "sweep", lambda: foliax.sweep(foliax.trace, MODEL, XS[:0]),
         "inputs must have at least one row, got none"),
     row("empty batch", "sharding.place sharding.spread",
@@ -476,16 +481,19 @@ SIZES = [
 SHAPES = [
     row("a batch for one input", "trace", lambda: foliax.trace(lambda xs: xs @ xs.T, XS),
         r"model must map one input of shape \(2, 3\) to a vector \(C,\) of logits, got .*\(2, 2\)"),
-    row("one input for a batch", "walks", lambda: foliax.walks(MODEL, X, X),
-        r"xs and targets must be stacked alike along axis 0, got \(3,\) and \(3,\)"),
-    row("one input for a batch", "drifts", lambda: foliax.drifts(MODEL, X, X),
-        "xs and directions must be stacked alike along axis 0"),
-    row("batches of two lengths", "walks", lambda: foliax.walks(MODEL, XS, XS[:1]),
-        r"xs and targets must be stacked alike along axis 0, got \(2, 3\) and \(1, 3\)"),
+    row("one number for a batch", "map", lambda: foliax.map(foliax.trace, MODEL, 3.0),
+        r"xs must be arrays stacked alike along axis 0, one entry an input, got \(\)"),
+    row("one target for a batch", "map", lambda: foliax.map(foliax.walk, MODEL, XS, X),
+        r"xs must be arrays stacked alike along axis 0, one entry an input, got \(2, 3\), \(3,\)"),
+    row("batches of two lengths", "map", lambda: foliax.map(foliax.walk, MODEL, XS, XS[:1]),
+        r"xs must be arrays stacked alike along axis 0, .* got \(2, 3\), \(1, 3\)"),
     row("target of another shape", "walk", lambda: foliax.walk(MODEL, X, XS),
         r"target must have the shape of x, \(3,\), got \(2, 3\).*jax\.vmap"),
-    row("start of another shape", "foot", lambda: foliax.foot(MODEL, X, X[:2]),
-        r"start must have the shape of x, \(3,\), got \(2,\)"),
+    row("target of another shape", "closest", lambda: foliax.closest(MODEL, X, X[:2]),
+        r"target must have the shape of x, \(3,\), got \(2,\)"),
+    row("a start outside the box", "closest map",
+        lambda: foliax.map(foliax.closest, MODEL, XS, XS, box=BOX),
+        r"xs\[0\] must start inside the box, which runs from -1 to 1, got values from .* to 1\.5"),
     row("points that are one", "leaf.length leaf.energy", lambda: leaf.energy(MODEL, X),
         r"points must be at least two inputs stacked along axis 0, got shape \(3,\)"),
     row("y of another shape", "leaf.distance leaf.geodesic",
@@ -545,10 +553,12 @@ SHAPES = [
         "to must be a class, 0 … 2, got 3"),
     row("one input for many", "explain.explanations", lambda: explain.explanations(MODEL, X),
         r"xs must be stacked along axis 0, got shape \(3,\)"),
-    row("status of another length", "explain.order",
-        lambda: explain.order(X, jnp.zeros(2, int), 0),
-        r"distances, status must be \(C,\), one entry a class, got \(3,\), \(2,\)"),
-    row("no such label", "explain.order", lambda: explain.order(X, jnp.zeros(3, int), 7),
+    row("reached of another length", "explain.order",
+        lambda: explain.order(X, jnp.zeros(2, bool), 0),
+        r"distances, reached must be \(C,\), one entry a class, got \(3,\), \(2,\)"),
+    row("numbers of statuses", "explain.order", lambda: explain.order(X, jnp.zeros(3, int), 0),
+        r"reached must be booleans, as `status == Status\.arrived`, got dtype int64"),
+    row("no such label", "explain.order", lambda: explain.order(X, jnp.zeros(3, bool), 7),
         "label must be a class, 0 … 2, got 7"),
     row("vectors of two lengths", "explain.rank_correlation",
         lambda: explain.rank_correlation(X, X[:2], jnp.ones(3, bool)), r"a, b, among must be \(C,"),
@@ -610,9 +620,10 @@ def refuse_steps(name: str, call: Callable[[Any], Any], *, what: str = "step") -
 NUMBERS = [
     *refuse_steps("walk", lambda step: foliax.walk(MODEL, X, FAR, step=step)),
     *refuse_steps("drift", lambda step: foliax.drift(MODEL, X, V, step=step)),
-    *refuse_steps("foot", lambda step: foliax.foot(MODEL, X, FAR, step=step)),
-    *refuse_steps("walks", lambda step: foliax.walks(MODEL, XS, XS, step=step)),
-    *refuse_steps("drifts", lambda step: foliax.drifts(MODEL, XS, XS, step=step)),
+    *refuse_steps("closest", lambda step: foliax.closest(MODEL, X, FAR, step=step)),
+    *refuse_steps(
+        "closest", lambda size: foliax.closest(MODEL, X, FAR, spread=size), what="spread"),
+    *refuse_steps("map", lambda step: foliax.map(foliax.walk, MODEL, XS, XS, step=step)),
     *refuse_steps("brownian", lambda t: foliax.brownian(MODEL, X, KEY, t), what="time"),
     *refuse_steps("generate.diffuse", lambda t: generate.diffuse(MODEL, X, KEY, t), what="time"),
     *refuse_steps("generate.approach", lambda step: generate.approach(MODEL, X, FAR, step=step)),
@@ -683,8 +694,14 @@ NUMBERS = [
     row("half an iteration", "eigh",
         lambda: foliax.eigh(MODEL, X, 1, method="lanczos", num_iterations=1.5),
         r"num_iterations must be a whole number >= 1, got 1\.5"),
-    row("block 0", "walks drifts", lambda: foliax.walks(MODEL, XS, XS, block=0),
+    row("block 0", "map", lambda: foliax.map(foliax.walk, MODEL, XS, XS, block=0),
         "block must be a whole number >= 1, got 0"),
+    row("fn is no function", "map", lambda: foliax.map(MODEL(X), MODEL, XS),
+        r"fn must be a function of \(model, x\), got ArrayImpl"),
+    row("restarts negative", "closest", lambda: foliax.closest(MODEL, X, FAR, restarts=-1),
+        "restarts must be a whole number >= 0, got -1"),
+    row("no such way", "closest", lambda: foliax.closest(MODEL, X, FAR, along="fibre"),
+        "along must be one of 'leaf', 'kernel', got 'fibre'"),
     row("batch 0", "sweep", lambda: foliax.sweep(foliax.trace, MODEL, XS, batch=0),
         "batch must be a whole number >= 1, got 0"),
     row("fn is no function", "sweep", lambda: foliax.sweep(3, MODEL, XS),
@@ -755,8 +772,9 @@ DTYPES = [
          r"x must be a floating-point array, got dtype uint8.*x\.astype\(jnp\.float32\) / 255"),
         ("walk", lambda: foliax.walk(MODEL, BYTES, FAR), "x must be a floating-point array"),
         ("walk", lambda: foliax.walk(MODEL, X, BYTES), "target must be a floating-point array"),
-        ("walks", lambda: foliax.walks(MODEL, BYTES[None], XS), "xs must be a floating-point"),
-        ("foot", lambda: foliax.foot(MODEL, BYTES, X), "x must be a floating-point array"),
+        ("map", lambda: foliax.map(foliax.walk, MODEL, BYTES[None], XS[:1]),
+         "x must be a floating-point array"),
+        ("closest", lambda: foliax.closest(MODEL, BYTES, X), "start must be a floating-point"),
         ("sweep", lambda: foliax.sweep(foliax.trace, MODEL, BYTES[None], progress=False),
          "x must be a floating-point array, got dtype uint8"),
         ("leaf.length", lambda: leaf.length(MODEL, np.stack([BYTES, BYTES])), "points must be a"),
@@ -824,7 +842,8 @@ DTYPES = [
       for name, argument, call in [
         ("trace", "x", lambda: foliax.trace(MODEL, gone())),
         ("walk", "target", lambda: foliax.walk(MODEL, X, gone())),
-        ("walks", "xs", lambda: foliax.walks(MODEL, gone(), XS)),
+        ("map", "xs", lambda: foliax.map(foliax.walk, MODEL, gone(), XS)),
+        ("closest", "start", lambda: foliax.closest(MODEL, gone(), FAR)),
         ("brownian", "x", lambda: foliax.brownian(MODEL, gone(), KEY, 1.0)),
         ("explain.reach", "x", lambda: explain.reach(MODEL, gone(), 1)),
         ("denoise.project", "references", lambda: denoise.project(MODEL, X, gone()))]],
@@ -837,7 +856,8 @@ KEYS = [
                   OF_A_POINT["brownian"](MODEL, X))], each(alike)),
     row("no key", "walk", lambda: foliax.walk(MODEL, X, FAR, kicks=1),
         r"kicks=1 needs a key, e\.g\. key=jax\.random\.key\(0\)"),
-    row("no key", "foot", lambda: foliax.foot(MODEL, X, FAR, restarts=2), "restarts=2 needs a key"),
+    row("no key", "closest", lambda: foliax.closest(MODEL, X, FAR, restarts=2),
+        "restarts=2 needs a key"),
     *[row(f"keys for one: {kind}", name, partial(call, key),
           r"key must be one key, as jax\.random\.key\(0\), got .*jax\.vmap")
       for kind, key in {"many": jax.random.split(KEY, 3), "no key": jnp.ones(2)}.items()
@@ -845,7 +865,8 @@ KEYS = [
         "trace_estimate": lambda key: foliax.trace_estimate(MODEL, X, key),
         "brownian": lambda key: foliax.brownian(MODEL, X, key, 1.0),
         "walk": lambda key: foliax.walk(MODEL, X, FAR, kicks=1, key=key),
-        "foot": lambda key: foliax.foot(MODEL, X, FAR, restarts=1, key=key),
+        "closest": lambda key: foliax.closest(MODEL, X, FAR, restarts=1, key=key),
+        "map": lambda key: foliax.map(foliax.walk, MODEL, XS, XS, kicks=1, key=key),
         "generate.diffuse": lambda key: generate.diffuse(MODEL, X, key, 1.0)}.items()],
 ]  # fmt: skip
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from foliax.flow.path import Code, as_code
+
 
 def linear(params, x):
     weight, bias = params
@@ -123,6 +125,11 @@ def central_difference(f, x, direction, step=1e-5):
         return f(jax.tree.map(lambda a, b: a + t * step * b, x, direction))
 
     return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
+
+
+def name_of(status):
+    """Return the name of a status, or the (nested) list of those of a batch."""
+    return np.vectorize(lambda code: Code(code).name, otypes=[object])(as_code(status)).tolist()
 
 
 def random_like(tree, seed=0):

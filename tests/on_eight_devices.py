@@ -81,12 +81,13 @@ def main():
         "factor": (every(foliax.factor), (xs,)),
         "values": (every(lambda m, x: foliax.eigh(m, x).values), (xs,)),
         "project_leaf": (jax.vmap(foliax.project_leaf, in_axes=(None, 0, 0)), (xs, targets)),
-        "walks": (partial(foliax.walks, box=data.box, **STEPS), (xs, targets)),
+        "walks": (partial(foliax.map, foliax.walk, box=data.box, **STEPS), (xs, targets)),
         "drifts": (
-            partial(foliax.drifts, along="kernel", box=data.box, **STEPS), (xs, targets - xs),
+            partial(foliax.map, foliax.drift, along="kernel", box=data.box, **STEPS),
+            (xs, targets - xs),
         ),
-        "foot": (
-            jax.vmap(partial(foliax.foot, max_steps=20), in_axes=(None, 0, 0)), (xs, targets),
+        "closest": (
+            jax.vmap(partial(foliax.closest, max_steps=20), in_axes=(None, 0, 0)), (targets, xs),
         ),
         "brownian": (brownian, (xs, keys)),
     }  # fmt: skip

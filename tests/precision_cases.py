@@ -16,7 +16,6 @@ from jax.tree_util import Partial
 import foliax
 from foliax import equivariance, fisher, leaf, sharding
 from foliax.apps import attack, denoise, explain, generate, ood, transfer
-from foliax.data_matrix import trace_and_rank
 from foliax.likelihood import Categorical
 
 KEY = jax.random.key(0)
@@ -98,7 +97,7 @@ CALLS: dict[str, Call] = {
     "eigh": foliax.eigh,
     "eigh by Lanczos": lambda m, x: foliax.eigh(m, x, 1, method="lanczos"),
     "rank": foliax.rank,
-    "data_matrix.trace_and_rank": trace_and_rank,
+    "spectrum": foliax.spectrum,
     "kl": lambda m, x: foliax.kl(m, x, V),
     "quadratic": lambda m, x: foliax.quadratic(m, x, V),
     "trace_estimate": lambda m, x: foliax.trace_estimate(m, x, KEY, num_samples=2),
@@ -111,10 +110,13 @@ CALLS: dict[str, Call] = {
     "walk along the kernel": lambda m, x: foliax.walk(
         m, x, Y, along="kernel", box=foliax.Box(-4.0, 4.0), **ROWS),
     "walk as published": lambda m, x: foliax.walk(m, x, Y, scheme="published", **ROWS),
-    "walks": lambda m, _: foliax.walks(m, XS, YS, **ROWS),
+    "map": lambda m, _: foliax.map(foliax.walk, m, XS, YS, **ROWS),
     "drift": lambda m, x: foliax.drift(m, x, V, **ROWS),
-    "drifts": lambda m, _: foliax.drifts(m, XS, YS, along="kernel", **ROWS),
-    "foot": lambda m, x: foliax.foot(m, x, Y, **FEW),
+    "map of drifts along the kernel": lambda m, _: foliax.map(
+        foliax.drift, m, XS, YS, along="kernel", **ROWS),
+    "closest": lambda m, x: foliax.closest(m, x, Y, **FEW),
+    "closest along the kernel, with restarts": lambda m, x: foliax.closest(
+        m, x, Y, along="kernel", box=foliax.Box(-4.0, 4.0), restarts=1, key=KEY, **FEW),
     "brownian": lambda m, x: foliax.brownian(m, x, KEY, 0.1, num_steps=2, save_every=1),
     "brownian along the kernel": lambda m, x: foliax.brownian(
         m, x, KEY, 0.1, along="kernel", num_steps=2, save_every=1),

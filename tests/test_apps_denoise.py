@@ -24,7 +24,8 @@ from foliax.apps.denoise import (
     project,
     project_many,
 )
-from tests.cases import CASES, leaf_projector, linear
+from foliax.flow.path import Code, as_status
+from tests.cases import CASES, leaf_projector, linear, name_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -74,7 +75,7 @@ def test_a_point_of_the_leaf_stays_where_it_is():
 def test_a_curved_leaf_gives_the_foot_of_the_library():
     model, x, *_ = CASES["tanh"]
     start = x + jnp.asarray(np.random.default_rng(1).normal(size=x.size))
-    found, foot = project(model, x, start[None]), foliax.foot(model, x, start)
+    found, foot = project(model, x, start[None]), foliax.closest(model, start, x)
     np.testing.assert_allclose(found.points[0], foot.point, atol=1e-12)
     np.testing.assert_allclose(found.distances[0], foot.distance, atol=1e-12)
     assert int(found.num_steps[0]) == int(foot.num_steps) > 0
@@ -147,7 +148,8 @@ def test_drawing_back_lowers_the_error_of_noisy_feet():
     noisy = RNG.normal(size=(400, 9))  # of zero; the leaf holds the first seven coordinates
     points = jnp.asarray(noisy * (np.arange(9) < 7))[:, None]
     fixed = jnp.zeros((400, 1), jnp.int32)
-    projected = Projected(points, jnp.ones((400, 1)), fixed + 7, fixed + Status.stalled, fixed)
+    stalled = as_status(fixed + Code.stalled)
+    projected = Projected(points, jnp.ones((400, 1)), fixed + 7, stalled, fixed)
     plain, drawn = (
         jax.vmap(partial(combine, noise=noise), (0, None, 0))(noisy, jnp.zeros((1, 9)), projected)
         for noise in (None, 1.0)
@@ -176,7 +178,7 @@ def test_a_broken_reference_is_left_out_and_a_broken_image_comes_back(projected)
     broken = REFERENCES.at[1].set(jnp.nan)
     for by in ("mean", "best", "weighted"):
         found = denoise(MODEL, X, broken, by=by, bandwidth=2.0)
-        assert found.status.tolist() == [Status.stalled, Status.invalid, Status.stalled]
+        assert name_of(found.status) == ["stalled", "invalid", "stalled"]
         kept = jax.tree.map(lambda leaf: leaf[jnp.array([0, 2])], (REFERENCES, projected))
         expected = combine(X, *kept, by=by, bandwidth=2.0)
         np.testing.assert_allclose(found.image, expected.image, atol=1e-12)

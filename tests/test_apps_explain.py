@@ -22,7 +22,7 @@ from foliax.apps.explain import (
     reach,
 )
 from foliax.apps.explain.move import nearest
-from tests.cases import CASES, leaf_projector, linear
+from tests.cases import CASES, leaf_projector, linear, name_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -229,7 +229,7 @@ def test_on_a_smooth_network_it_is_no_worse_than_a_general_solver():
     found = jax.vmap(partial(reach, model, x, step=0.02))(jnp.arange(4))
     lead = jax.jit(lambda z, to: model(z)[to] - model(z))
     slope = jax.jit(jax.jacobian(lead))
-    for to in np.flatnonzero((np.asarray(found.status) == 0) & (np.arange(4) != label)):
+    for to in np.flatnonzero((found.status == Status.arrived) & (np.arange(4) != label)):
         # In all of input space: leaving the leaf does not make it much shorter here.
         best = minimize(
             lambda z: np.sum((z - np.asarray(x)) ** 2), np.asarray(found.end[to]), method="SLSQP",
@@ -263,16 +263,16 @@ def test_classes_are_ordered_by_either_distance():
     found = explain(model, x)
     label = int(found.label)
     assert label == int(jnp.argmax(model(x)))
-    by_input = order(found.nearest.chord, found.nearest.status, label)
-    by_metric = order(found.fisher.fisher, found.fisher.status, label)
+    by_input = order(found.nearest.chord, found.nearest.status == Status.arrived, label)
+    by_metric = order(found.fisher.fisher, found.fisher.status == Status.arrived, label)
     assert int(by_input[-1]) == int(by_metric[-1]) == label
     assert np.all(np.diff(np.asarray(found.nearest.chord)[np.asarray(by_input[:-1])]) >= 0)
     np.testing.assert_array_equal(by_metric[:-1], jnp.argsort(-found.probabilities)[1:])
 
 
 def test_classes_that_are_not_reached_come_after_those_that_are():
-    distances, status = jnp.array([0.0, 1.0, 9.0, 3.0]), jnp.array([0, 3, 0, 0])
-    np.testing.assert_array_equal(order(distances, status, 0), [3, 2, 1, 0])
+    distances, reached = jnp.array([0.0, 1.0, 9.0, 3.0]), jnp.array([True, False, True, True])
+    np.testing.assert_array_equal(order(distances, reached, 0), [3, 2, 1, 0])
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -291,10 +291,13 @@ def test_a_batch_is_its_members_whatever_its_size_and_order(block):
     xs = x + jax.random.normal(jax.random.key(0), (3, *x.shape))
     found = explanations(model, xs, block=block, step=0.5, max_steps=100)
     turned = explanations(model, xs[::-1], block=2, step=0.5, max_steps=100)
-    for name in ("end", "chord", "length", "fisher", "bound", "num_steps", "status"):
+    for name in ("end", "chord", "length", "fisher", "bound", "num_steps"):
         for kind in ("nearest", "fisher"):
             mine, theirs = (getattr(getattr(each, kind), name) for each in (found, turned))
             np.testing.assert_allclose(mine, theirs[::-1], atol=1e-7, err_msg=f"{kind} {name}")
+    for kind in ("nearest", "fisher"):
+        mine, theirs = (name_of(getattr(each, kind).status) for each in (found, turned))
+        assert mine == theirs[::-1]
     np.testing.assert_array_equal(found.label, turned.label[::-1])
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import foliax
-from foliax import Status, equivariance, fisher, leaf, sharding
+from foliax import equivariance, fisher, leaf, sharding
 from foliax.apps import attack, denoise, explain, generate, ood, transfer
 from foliax.flow import brownian as stochastic
+from foliax.flow.path import Code, as_code, as_status
 from tests.bad_input_cases import CASES, floats
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -27,7 +28,7 @@ MODULES = {
     "attack": attack,
     "transfer": transfer,
 }
-ENDED_WELL = (Status.arrived, Status.completed, Status.stalled, Status.out_of_steps)
+ENDED_WELL = (Code.arrived, Code.completed, Code.stalled, Code.out_of_steps)
 
 
 def name_of(case):
@@ -54,15 +55,16 @@ def walks_in(result):
 
 def nothing_silent(walk):
     """Where a status says that all is well, no number is NaN."""
-    for place in np.ndindex(np.shape(walk.status)):
-        if int(np.asarray(walk.status)[place]) in ENDED_WELL:
+    codes = np.asarray(as_code(walk.status))
+    for place in np.ndindex(codes.shape):
+        if int(codes[place]) in ENDED_WELL:
             numbers = floats(jax.tree.map(lambda leaf: row_of(leaf, walk, place), walk))  # noqa: B023
             assert not any(np.isnan(number).any() for number in numbers), walk
 
 
 def row_of(leaf, walk, place):
     """Return what belongs to one lane of many, where a field has an axis for the lanes."""
-    leaf, lanes = np.asarray(leaf), np.shape(walk.status)
+    leaf, lanes = np.asarray(leaf), as_code(walk.status).shape
     return leaf[place] if lanes and leaf.shape[: len(lanes)] == lanes else leaf
 
 
@@ -87,7 +89,7 @@ def test_every_public_function_is_in_the_table():
 
 
 def test_the_check_for_silent_nan_can_fail():
-    walk = SimpleNamespace(status=np.array([Status.arrived]), end=np.array([[np.nan]]))
+    walk = SimpleNamespace(status=as_status(np.array([Code.arrived])), end=np.array([[np.nan]]))
     jax.tree_util.register_pytree_node(
         SimpleNamespace,
         lambda walk: (tuple(vars(walk).values()), tuple(vars(walk))),

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 import foliax
-from foliax.data_matrix import trace_and_rank
 from tests.cases import (
     CASES,
     NAMES,
@@ -59,7 +58,8 @@ def everything(model, x, v):
         "vectors": pairs.vectors,
         "rank": foliax.rank(model, x),
         "loose_rank": foliax.rank(model, x, rtol=1e-3),
-        "both": trace_and_rank(model, x),
+        "dimension": foliax.dimension(model, x),
+        "spectrum": foliax.spectrum(model, x),
         "quadratic": foliax.quadratic(model, x, v),
         "pairwise": pairwise_matrix(model, x),
         "definition": definition_matrix(model, x),
@@ -99,8 +99,10 @@ def test_functions_agree(name):
     assert_close(got["matvec"].ravel(), g @ v.ravel())
     assert_close(got["trace"], np.trace(g))
     assert_close(got["quadratic"], v.ravel() @ g @ v.ravel() / 2)
-    assert got["both"][0] == got["trace"]
-    assert got["both"][1] == got["rank"]
+    spectrum, leading = got["spectrum"], np.max(got["values"])
+    np.testing.assert_allclose(spectrum.trace, got["trace"], rtol=1e-10)
+    np.testing.assert_allclose(spectrum.eigenvalues, got["values"], rtol=1e-7, atol=1e-13 * leading)
+    assert (spectrum.rank, spectrum.dimension) == (got["rank"], got["dimension"])
 
 
 @pytest.mark.parametrize("name", NAMES)

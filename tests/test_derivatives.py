@@ -47,7 +47,7 @@ def ratio(values):
 
 FUNCTIONS = {
     "trace": foliax.trace,
-    "trace beside a rank": lambda m, x: foliax.data_matrix.trace_and_rank(m, x)[0],
+    "trace beside a rank": lambda m, x: foliax.spectrum(m, x).trace,
     "largest eigenvalue": lambda m, x: foliax.eigh(m, x, 1).values[0],
     "eigenvalues": lambda m, x: ratio(foliax.eigh(m, x).values),
     "by Lanczos": lambda m, x: foliax.eigh(m, x, 1, method="lanczos").values[0],

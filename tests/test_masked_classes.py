@@ -127,7 +127,7 @@ def told(path):
         path.points,
         path.distance,
         path.tangent_fraction,
-        path.drift,
+        path.probability_change,
         path.dimension,
         path.end,
         path.best,
@@ -150,7 +150,7 @@ def walks(model, x, y, u, v):
     }
     shown = {name: told(path) for name, path in found.items()}
     plain = {name: pair[0] for name, pair in shown.items()}
-    plain["foot"] = foliax.foot(model, y, x, max_steps=20)
+    plain["closest"] = foliax.closest(model, x, y, max_steps=20)
     key = jax.random.key(1)
     for along in ("leaf", "kernel"):
         plain["brownian_" + along] = foliax.brownian(model, x, key, 0.5, along=along, num_steps=10)

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import fisher
-from foliax._core import inputs as _inputs
+from foliax._core import jacobian
 from foliax.apps import attack, explain, ood
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -398,6 +398,6 @@ def test_nothing_is_tried_where_the_model_works(monkeypatch):
     def never(*_):
         raise AssertionError("the model did not raise")
 
-    monkeypatch.setattr(_inputs, "remedy", never)
-    monkeypatch.setattr(_inputs, "working_form", never)
+    monkeypatch.setattr(jacobian, "remedy", never)
+    monkeypatch.setattr(jacobian, "working_form", never)
     assert foliax.trace(Partial(linear, WEIGHT), X) > 0

@@ -69,12 +69,12 @@ def test_public_names_are_documented(name):
     assert ">>> " in text
     parameters = inspect.signature(value).parameters
     for parameter in parameters.values():
-        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
         assert f"\n    {stars}{parameter.name}: " in text, parameter
     # What is not the model, a point, or what a random path needs, is an option, said by its name.
     positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert len(positional) <= 4
-    hands_on = name in ("walks", "drifts")  # their options are those of walk and drift
+    hands_on = name == "map"  # its options are those of the function
     assert hands_on or all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
 
 

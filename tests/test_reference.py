@@ -207,6 +207,6 @@ def test_published_walk(reference):
     assert_close(jnp.max(p, 1), arrays["probabilities"], rtol=1e-10)
     clipped = (points <= arrays["bounds"][0]) | (points >= arrays["bounds"][1])
     assert clipped.sum(1)[0] == arrays["n_clipped"][0]
-    assert foliax.Status(int(path.status)) == foliax.Status.out_of_steps
+    assert path.status == foliax.Status.out_of_steps
     assert path.leaf_defect[-1] > 0  # clipping left the leaf, and the path says so
     assert float(path.box_excess.max()) == 0

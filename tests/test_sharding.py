@@ -42,7 +42,7 @@ def said(*about):
 
 
 FUNCTIONS = [
-    "trace", "rank", "factor", "values", "project_leaf", "walks", "drifts", "foot", "brownian",
+    "trace", "rank", "factor", "values", "project_leaf", "walks", "drifts", "closest", "brownian",
 ]  # fmt: skip
 
 

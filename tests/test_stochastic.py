@@ -9,7 +9,6 @@ import pytest
 
 import foliax
 from foliax import Status
-from foliax.flow.walk import foot, walks
 
 NUM_PATHS = 1500
 
@@ -93,34 +92,7 @@ def test_bad_options(options, message):
         foliax.brownian(plane, jnp.zeros(3), jax.random.key(0), 0.0)
 
 
-# The foot, and many walks at once.
-
-
-def test_the_foot_on_a_plane_is_the_orthogonal_projection():
-    x, start = jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([0.0, 0.0, -1.0, 0.0])
-    found = jax.jit(partial(foot, plane, restarts=3, key=jax.random.key(1)))(x, start)
-    np.testing.assert_allclose(found.point, [1, 2, -1, 0], atol=1e-5)
-    np.testing.assert_allclose(found.distance, np.sqrt(32), rtol=1e-6)
-    assert found.status == Status.stalled
-    assert found.spread <= 1e-5
-
-
-def test_restarts_need_a_key():
-    with pytest.raises(ValueError, match="restarts=2 needs a key"):
-        foot(plane, jnp.zeros(3), jnp.ones(3), restarts=2)
-
-
-@pytest.mark.parametrize("block", [1, 2, 5])
-def test_walks_equal_walk(block):
-    xs = jax.random.normal(jax.random.key(0), (5, 4))
-    options = {"max_steps": 60, "save_every": 20, "arrival": 0.1}
-    many = walks(plane, xs, xs[::-1], block=block, **options)
-    for i in range(5):
-        one = foliax.walk(plane, xs[i], xs[::-1][i], **options)
-        assert one.status == many.status[i]
-        np.testing.assert_allclose(many.points[i], one.points, atol=1e-9)
-    with pytest.raises(ValueError, match="stacked alike"):
-        walks(plane, xs, xs[:3])
+# Kicks.
 
 
 def test_kicks_send_a_stalled_walk_on():

@@ -594,5 +594,5 @@ def test_damaged_files_are_refused(name, tmp_path):
 
 def test_a_fingerprint_says_the_same_in_words_of_any_process():
     spelled = MODULE.spelled(partial(foliax.drift, jnp.ones(2), box=foliax.Box(0.0, 1.0)))
-    assert re.fullmatch(r"foliax\.flow\.drift\(float64\[2\], box=Box\(.*\)\)", spelled)
+    assert re.fullmatch(r"foliax\.flow\.walk\.drift\(float64\[2\], box=Box\(.*\)\)", spelled)
     assert "0x" not in MODULE.spelled(partial(network, solver=object()))

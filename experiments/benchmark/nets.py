@@ -15,7 +15,7 @@ from scipy.linalg import helmert
 import foliax
 from experiments.harness.networks import Loaded, load
 from foliax import zoo
-from foliax._linalg.rank import count_rank, default_rtol, singular_values
+from foliax.data_matrix import count_rank, default_rtol, singular_values
 
 _SIDE = 28
 _STEPS = 100  # of the training that is made here, where no weights are given

@@ -9,6 +9,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
+import foliax
+
 # Jacobians a step: of s stages, s for the step and one to evaluate the model at its end.
 HEUN, TSIT5 = 3, 8
 _TOLERANCES = (1e-2, 1e-3)  # rtol = atol of the adaptive runs

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import foliax
 from experiments.harness.judge import Judge
-from experiments.harness.populations import flat, predict, quartiles
+from experiments.harness.populations import flat, pick, predict, quartiles, status_name
 from experiments.harness.run import in_parts, on_cpu
 from foliax.apps import explain
 

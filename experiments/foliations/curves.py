@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 import foliax
-from foliax._core.jacobian import contrast_jacobian
+from foliax.foliation import contrast_jacobian
 
 _NEWTON_STEPS = 40
 Turn = Callable[[np.ndarray, np.ndarray], np.ndarray]

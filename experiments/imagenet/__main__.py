@@ -27,8 +27,8 @@ from experiments.harness.files import provenance, write_json
 from experiments.harness.report import write_report
 from experiments.imagenet import network, report
 from foliax import viz
-from foliax._core.jacobian import contrast_jacobian
-from foliax._linalg.rank import count_rank, singular_values
+from foliax.data_matrix import count_rank, singular_values
+from foliax.foliation import contrast_jacobian
 from foliax.zoo.efficientnet import EfficientNetLite, load_efficientnet_lite0
 
 EXPONENTS = (2, 4, 6, 8, 10, 12, 14)  # of the relative tolerances 10^-k on eigenvalues

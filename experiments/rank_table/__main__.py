@@ -28,7 +28,7 @@ from experiments.harness.populations import quartiles
 from experiments.harness.report import section
 from experiments.rank_table import sources
 from foliax import viz
-from foliax._linalg.rank import count_rank, singular_values
+from foliax.data_matrix import count_rank, singular_values
 
 _BLOCK = 8  # inputs at once
 _DENSE_UP_TO = 100  # n up to which a dense G is formed in float64 besides

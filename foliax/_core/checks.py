@@ -18,11 +18,7 @@ from foliax._core.types import Count
 
 def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
     """Return the input as a floating array, or say why it is none."""
-    if isinstance(x, jax.Array) and not is_traced(x) and x.is_deleted():
-        raise ValueError(
-            f"{name} was donated to an earlier computation and is gone; pass a copy there, or "
-            "leave it out of donate_argnums"
-        )
+    refuse_deleted(x, name=name)
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError) as error:
@@ -35,6 +31,16 @@ def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
     if x.size == 0:
         raise ValueError(f"{name} must hold at least one number, got the empty shape {x.shape}")
     return x
+
+
+def refuse_deleted(value: Any, *, name: str) -> None:
+    """Refuse arrays (a pytree of them) whose buffers were given away."""
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, jax.Array) and not is_traced(leaf) and leaf.is_deleted():
+            raise ValueError(
+                f"{name} was donated to an earlier computation and is gone; pass a copy there, or "
+                "leave it out of donate_argnums"
+            )
 
 
 def as_tangent(v: ArrayLike, x: Array, *, name: str) -> Float[Array, "..."]:

@@ -1,6 +1,6 @@
 """Applications of the foliation and of G.
 
-Denoising, out-of-distribution scores, generation and explanation use `foliax.foot`,
+Denoising, out-of-distribution scores, generation and explanation use `foliax.closest`,
 `foliax.walk` and `foliax.brownian`; the comparison of data sets and attacks on the eigenvalues and
 eigenvectors of G. Each module is a handful of pure functions; how they compare with the usual
 methods is measured by the experiment of the same name.

@@ -1,6 +1,5 @@
 """One function over many inputs, in one compiled program."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,12 +7,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from foliax._core.checks import check_count, check_key
+from foliax._core.checks import check_count, check_key, refuse_deleted
 from foliax._core.compile import compiled
 from foliax._core.types import Count, Model
 
 
-def map(fn: Callable[..., Any], model: Model, *xs: Any, block: Count = 4, **options: Any) -> Any:
+def map(
+    fn: Any,  # (model, x, …) -> a pytree of arrays
+    model: Model,
+    *xs: Any,
+    block: Count = 4,
+    **options: Any,
+) -> Any:
     """Return `fn(model, x, …, **options)` for many inputs, in one compiled program.
 
     Works through the inputs in blocks of `block`, each a `jax.vmap`. A loop inside fn, such as a
@@ -46,10 +51,12 @@ def map(fn: Callable[..., Any], model: Model, *xs: Any, block: Count = 4, **opti
     check_count(block, name="block")
     if not callable(fn):
         raise ValueError(f"fn must be a function of (model, x), got {type(fn).__name__}")
+    refuse_deleted(xs, name="xs")
     xs = jax.tree.map(jnp.asarray, xs)
     number = _number(xs)
-    if hasattr(options.get("box"), "check_inside"):  # inside the program it would be too late
-        options["box"].check_inside(xs[0], name="xs[0]")
+    check_inside = getattr(options.get("box"), "check_inside", None)
+    if check_inside and isinstance(xs[0], Array):  # in the program it would be too late
+        check_inside(xs[0], name="xs[0]")
     own = {}
     if options.get("key") is not None:
         check_key(options["key"])
@@ -76,4 +83,6 @@ def _number(xs: tuple[Any, ...]) -> int:
             "xs must be arrays stacked alike along axis 0, one entry an input, got "
             + (", ".join(str(shape) for shape in shapes) or "none")
         )
+    if numbers == {0}:
+        raise ValueError("xs must hold at least one input, got none")
     return numbers.pop()

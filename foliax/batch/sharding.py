@@ -7,7 +7,8 @@ of its own devices.
 
     from foliax import sharding
     mesh = sharding.mesh()                      # all devices, of all hosts
-    paths = sharding.spread(partial(foliax.walks, box=box), model, xs, targets, mesh=mesh)
+    walks = partial(foliax.map, foliax.walk, box=box)
+    paths = sharding.spread(walks, model, xs, targets, mesh=mesh)
     traces = foliax.sweep(foliax.trace, model, images, mesh=mesh)
     A = sharding.factor(model, x, mesh=mesh)    # each device has its rows
 """
@@ -173,8 +174,9 @@ def spread(fn: Any, model: Any, *stacked: Any, mesh: Mesh) -> Any:
 
     Args:
         fn: A pure function of the model and stacked inputs to stacked results, row by row:
-            `partial(foliax.walks, box=box)`, or `jax.vmap(foliax.trace, in_axes=(None, 0))`.
-            Give the same function object each time, or it is compiled again.
+            `partial(foliax.map, foliax.walk, box=box)`, or
+            `jax.vmap(foliax.trace, in_axes=(None, 0))`. Give the same function object each time,
+            or it is compiled again.
         model: Callable pytree from one input to C logits.
         *stacked: Inputs stacked along axis 0, N rows each (pytrees of arrays).
         mesh: The devices.

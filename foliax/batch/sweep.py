@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial, keystr
+from jax.tree_util import GetAttrKey, Partial, keystr
 from jaxtyping import Array, Int
 from tqdm import tqdm
 
@@ -325,8 +325,13 @@ def _check_results(shapes: Any) -> None:
 
 
 def _file_names(paths: list[Any]) -> list[str]:
-    plain = [keystr(path, simple=True, separator=".") for path in paths]
+    plain = [keystr(_place(path), simple=True, separator=".") for path in paths]
     names = [re.sub(r"[^\w.-]", "_", name).lstrip(".") or "result" for name in plain]
     if len({name.casefold() for name in names}) < len(names):  # two keys that are spelled alike
         names = [f"{name}.{index}" for index, name in enumerate(names)]
     return [f"{name}.npy" for name in names]
+
+
+def _place(path: Any) -> Any:
+    """Return where a result stands; the number of an `equinox.Enumeration` stands for it."""
+    return path[:-1] if path[-1:] == (GetAttrKey("_value"),) else path

@@ -20,13 +20,14 @@ from foliax._core.compile import compiled
 from foliax._core.likelihood import Likelihood
 from foliax._core.types import Along, Count, Model
 from foliax._linalg.products import norm
-from foliax.flow.box import check_box
-from foliax.flow.path import Status
-from foliax.flow.walk import walk
-from foliax.foliation import project_kernel, project_leaf
+from foliax.flow.box import Box, check_box
+from foliax.flow.path import Code, Status, as_code, as_status
+from foliax.flow.walk import drift, walk
 from foliax.likelihood import Categorical
 
 __all__ = ["Closest", "closest"]
+
+_STRIDES = 8  # steps in which a restart is moved away from the start
 
 
 class Closest(NamedTuple):
@@ -36,7 +37,7 @@ class Closest(NamedTuple):
         point: Of x's shape.
         distance: Its Euclidean distance to the target: an upper bound of the leaf's.
         status: A `Status`: stalled (at the closest point), boundary (there, against the box),
-            arrived, out_of_steps or invalid.
+            arrived, out_of_steps, invalid, or outside, as in `walk`.
         num_steps: Steps of the flow that found it.
         spread: Largest less smallest distance over the restarts; 0 without.
     """
@@ -79,8 +80,8 @@ def closest(
         step: Length of a step, > 0, in the units of x.
         max_steps: Steps at most.
         stall: Tangent fraction at which the closest point is reached, as in `walk`.
-        restarts: Further flows, from the start moved by a random step along the leaf.
-        spread: Length of that step, > 0.
+        restarts: Further flows, each from the end of a `drift` in a random direction.
+        spread: Length of that drift, > 0.
         key: A `jax.random` key, needed where restarts > 0.
         likelihood: The output distribution.
 
@@ -121,38 +122,34 @@ def closest(
             path.num_steps,
             jnp.zeros_like(path.distance[0]),
         )
-    project = project_leaf if along == "leaf" else project_kernel
-    return _best_of(
-        flow,
-        partial(project, likelihood=likelihood),
-        model,
-        start,
-        target,
-        box,
-        spread,
-        key,
-        restarts,
-    )
+    return _best_of(flow, model, start, target, box, spread, key, restarts)
 
 
 @compiled
 def _best_of(
-    flow: Any, project: Any, model: Model, start: Array, target: Array, box: Any,
+    flow: Any, model: Model, start: Array, target: Array, box: Box | None,
     spread: float | Array, key: Array, restarts: int,
 ) -> Closest:  # fmt: skip
     """Run the flow from the start and from displaced ones, one after the other."""
+    shared = {name: flow.keywords[name] for name in ("along", "likelihood")}
+    # The kernel has room for the box. A leaf has not, and clipped starts would lie off it.
+    held = box if shared["along"] == "kernel" else None
 
     def displaced(key: Array) -> Array:
-        along = project(model, start, jax.random.normal(key, start.shape, start.dtype))
-        length = norm(along)
-        moved = start + along * spread / jnp.where(length > 0, length, 1)
-        return (moved if box is None else box.clip(moved)).astype(start.dtype)
+        direction = jax.random.normal(key, start.shape, start.dtype)
+        return drift(
+            model, start, direction, box=held, step=spread / _STRIDES, max_steps=_STRIDES,
+            save_every=_STRIDES, **shared,
+        ).end  # fmt: skip
 
     moved = lax.map(displaced, jax.random.split(key, restarts))
     starts = jnp.concatenate([start[None], moved])
-    paths = lax.map(lambda one: flow(model, one, target, box=box), starts)
+    paths = lax.map(lambda one: flow(model, one, target, box=held), starts)
     distances = jax.vmap(lambda point: norm(point - target))(paths.best)
     best = jnp.argmin(distances)
     path = jax.tree.map(lambda leaf: leaf[best], paths)
     gap = jnp.max(distances) - jnp.min(distances)
-    return Closest(path.best, distances[best], path.status, path.num_steps, gap)
+    status = path.status
+    if box is not None and held is None:
+        status = as_status(jnp.where(box.holds(start), as_code(status), Code.outside))
+    return Closest(path.best, distances[best], status, path.num_steps, gap)

@@ -45,7 +45,7 @@ def project(
     max_steps: Count = 1000,
     stall: float | Array = 1e-5,
 ) -> Projected:
-    """Project x on the leaf through each reference, as `foliax.foot` does, or stop before.
+    """Project x on the leaf through each reference, as `foliax.closest` does, or stop before.
 
     A flow to the closest point follows the noise of x in D as well as the image. `level` stops it
     as soon as ‖x − point‖ ≤ level, within one step: with level = σ √n, the length of noise of

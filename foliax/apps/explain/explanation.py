@@ -301,7 +301,8 @@ def order(distances: ArrayLike, reached: ArrayLike, label: int | ArrayLike) -> I
         (C,) classes.
 
     Raises:
-        ValueError: If distances and reached are not (C,), or there is no such class.
+        ValueError: If distances and reached are not (C,), reached are no booleans, or there is no
+            such class.
 
     Example:
         >>> import jax.numpy as jnp
@@ -309,10 +310,14 @@ def order(distances: ArrayLike, reached: ArrayLike, label: int | ArrayLike) -> I
         [2, 0, 1]
     """
     distances, reached = _as_vectors(distances=distances, reached=reached)
+    if reached.dtype != bool:
+        raise ValueError(
+            f"reached must be booleans, as `status == Status.arrived`, got dtype {reached.dtype}"
+        )
     label = as_class(label, len(distances), name="label")
     # By three keys: the label last, before it what was not reached, by place where all is equal.
     mine = jnp.arange(distances.shape[0]) == label
-    return jnp.lexsort((distances, ~reached.astype(bool), mine)).astype(jnp.int32)
+    return jnp.lexsort((distances, ~reached, mine)).astype(jnp.int32)
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike, among: ArrayLike) -> Float[Array, ""]:

@@ -93,10 +93,11 @@ def approach(
 
     Example:
         >>> import jax.numpy as jnp
+        >>> import foliax
         >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
         >>> found = approach(model, jnp.array([1.0, 0.0]), jnp.array([-3.0, 4.0]), threshold=0.5)
-        >>> [f"{v:.3f}" for v in found.end], Status(int(found.status)).name
-        (['0.000', '0.000'], 'boundary')
+        >>> [f"{v:.3f}" for v in found.end], bool(found.status == foliax.Status.boundary)
+        (['0.000', '0.000'], True)
     """
     check_positive(step, name="step")
     check_count(max_steps, name="max_steps")

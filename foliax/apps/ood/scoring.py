@@ -192,7 +192,7 @@ def score(
 ) -> Scores:
     """Score how far one input is out of the distribution of the references.
 
-    Costs one Jacobian at x; with `feet`, also a flow (`foliax.foot`) from each reference, of one
+    Costs one Jacobian at x; with `feet`, also a flow (`foliax.closest`) from each reference, of one
     Jacobian a step. Where many inputs are scored, pass what `prepare` returns.
 
     Args:
@@ -210,7 +210,7 @@ def score(
         `Scores`.
 
     Raises:
-        ValueError: If the references do not have the shape of x, or as `foliax.foot`.
+        ValueError: If the references do not have the shape of x, or as `foliax.closest`.
 
     Source: the slides' closing proposal, "use the distance from the data leaf to recognize
         out-of-distribution examples"; Grementieri & Fioresi 2022 for the leaf.
