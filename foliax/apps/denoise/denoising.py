@@ -1,10 +1,4 @@
-"""Denoise an image by projecting it on data leaves: those through similar images.
-
-`nearest`, `nearest_by_class` and `nearest_by_feature` choose the references; `project` flows from
-each along its leaf to the point closest to x, or stops before; `combine` makes one image of these
-projections, which it can shrink toward the references and blend with x. `denoise` does the last
-two. Nothing is clipped to the pixel box.
-"""
+"""From projections on leaves to one denoised image."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
