@@ -69,7 +69,7 @@ def test_on_a_linear_model_the_move_is_the_smallest_of_all(seed, dtype):
     for to in range(5):
         if to == label:
             continue
-        assert found.status[to] == Status.arrived
+        assert name_of(found.status)[to] == "arrived"
         best = nearest_of_class(model, x, to)
         np.testing.assert_allclose(found.end[to] - x, best, atol=2e-5)
         np.testing.assert_allclose(found.chord[to], np.linalg.norm(best), rtol=1e-5)
