@@ -342,7 +342,8 @@ def rank_correlation(a: ArrayLike, b: ArrayLike, among: ArrayLike) -> Float[Arra
     one, other = map(centred, both)
     size = norm(one) * norm(other)
     known = ~jnp.any(counts & (jnp.isnan(both[0]) | jnp.isnan(both[1])))
-    return jnp.sum(one * other) / jnp.where((size > 0) & known, size, jnp.nan)
+    # Clipped, as rounding leads beyond 1; a NaN stays.
+    return jnp.clip(jnp.sum(one * other) / jnp.where((size > 0) & known, size, jnp.nan), -1, 1)
 
 
 def _as_vectors(**named: ArrayLike) -> list[Array]:
