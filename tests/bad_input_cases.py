@@ -200,7 +200,7 @@ REACH = jax.jit(lambda m, x, c, step: explain.reach(m, x, c, step=step, max_step
 OF_A_POINT: dict[str, Callable[..., Any]] = {
     **{f.__name__: compiled(of_model(f), None) for f in (
         foliax.trace, foliax.factor, foliax.matrix, foliax.rank, foliax.eigh, foliax.frame,
-        foliax.dimension, foliax.involutivity)},
+        foliax.dimension, foliax.involutivity, foliax.spectrum)},
     **{f.__name__: compiled(f, V) for f in (
         foliax.matvec, foliax.kl, foliax.quadratic, foliax.project_leaf, foliax.project_kernel)},
     "trace_estimate": compiled(of_model(lambda m, x: foliax.trace_estimate(m, x, KEY)), None),

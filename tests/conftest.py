@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# XLA's fusion emitters make a program of a walk take twice as long to compile, and run no faster.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
 import jax
 import numpy as np
 import pytest

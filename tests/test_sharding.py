@@ -32,7 +32,8 @@ def told():
 
 
 def said(*about):
-    flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    more = os.environ.get("XLA_FLAGS", "")
+    flags = f"{more} --xla_force_host_platform_device_count={NUM_DEVICES}"
     done = subprocess.run(
         [sys.executable, "-m", "tests.on_eight_devices", *about],
         capture_output=True, text=True, cwd=ROOT, env=environment(XLA_FLAGS=flags), timeout=600,
