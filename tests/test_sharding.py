@@ -32,8 +32,7 @@ def told():
 
 
 def said(*about):
-    more = os.environ.get("XLA_FLAGS", "")
-    flags = f"{more} --xla_force_host_platform_device_count={NUM_DEVICES}"
+    flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     done = subprocess.run(
         [sys.executable, "-m", "tests.on_eight_devices", *about],
         capture_output=True, text=True, cwd=ROOT, env=environment(XLA_FLAGS=flags), timeout=600,

@@ -27,12 +27,12 @@ def explain_images(model: Any, xs: Any, *, step: float, max_steps: int) -> Any:
 def orders(found: Any) -> dict[str, np.ndarray]:
     """Return the classes of each image from the nearest on, (N, C), by several distances."""
     near, fisher = found.nearest, found.fisher
-    arrived = np.zeros_like(near.status)
+    known = np.ones_like(near.chord, dtype=bool)
     by = {
-        "input": (near.chord, near.status),
-        "metric": (fisher.fisher, fisher.status),
-        "bound": (fisher.bound, arrived),
-        "probability": (-found.probabilities, arrived),
+        "input": (near.chord, near.status == foliax.Status.arrived),
+        "metric": (fisher.fisher, fisher.status == foliax.Status.arrived),
+        "bound": (fisher.bound, known),
+        "probability": (-found.probabilities, known),
     }
     ordered = jax.vmap(explain.order)
     return {name: np.asarray(ordered(*each, found.label)) for name, each in by.items()}
