@@ -84,6 +84,7 @@ def endings(path: Any) -> dict[str, float]:
 
 def status_name(status: Any) -> str:
     """Return the name of one status."""
+    status = jax.tree.map(np.asarray, status)  # a scalar of NumPy's is no array to Equinox
     return foliax.Status[status].partition(":")[0]
 
 
