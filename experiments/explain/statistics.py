@@ -35,7 +35,10 @@ def orders(found: Any) -> dict[str, np.ndarray]:
         "probability": (-found.probabilities, known),
     }
     ordered = jax.vmap(explain.order)
-    return {name: np.asarray(ordered(*each, found.label)) for name, each in by.items()}
+    return {
+        name: np.asarray(ordered(distances, reached, found.label))
+        for name, (distances, reached) in by.items()
+    }
 
 
 def rivals(model: Any, dataset: Any, xs: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
