@@ -70,7 +70,7 @@ def frame(
         >>> import jax.numpy as jnp
         >>> import foliax
         >>> f = foliax.frame(lambda x: jnp.stack([x[0], 2 * x[0], 0 * x[0]]), jnp.zeros(2))
-        >>> f.mask.tolist(), jnp.abs(f.vectors).tolist()
+        >>> f.mask.tolist(), jnp.abs(f.vectors).round(3).tolist()
         ([True, False], [[1.0, 0.0], [0.0, 0.0]])
     """
     check_chunk(chunk)
