@@ -144,7 +144,7 @@ def integrate(scene: Scene, integrator: Integrator) -> Path:
 
 
 class LeafStepper(diffrax.AbstractSolver):
-    """A diffrax solver's step of the point, then the box or the level set, then a look around.
+    """A diffrax solver's step of the point, projected onto the box or the level set.
 
     The point moves by the wrapped solver; each accepted state is corrected and looked at anew, so
     a solver that would reuse its last stage (FSAL) is told that the point has jumped.
@@ -214,7 +214,7 @@ def _still(state: _State) -> _State:
 
 
 def _corrected(scene: Scene, state: _State, moved: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Return the point after the box and the level set have had their say."""
+    """Return the point projected onto the box and the level set."""
     plan, box = scene.plan, scene.box
     if plan.published:
         return moved if box is None else box.clip(moved)
