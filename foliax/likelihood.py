@@ -75,15 +75,12 @@ class Categorical(eqx.Module):
         cannot, or is the first that can; all are NaN where the logits are no distribution.
         """
         possible = self.possible(logits)
-        m = jnp.cumsum(possible) - possible
-        # Divided beforehand, in double precision: C numbers, of which each row takes two.
-        counts = np.arange(1.0, logits.size)
-        size = np.sqrt(counts * (counts + 1))
-        over, under = (
-            jnp.asarray(np.append(0, v), logits.dtype) for v in (1 / size, -counts / size)
-        )
         j, k = np.arange(logits.size)[None, :], np.arange(1, logits.size)[:, None]
-        rows = jnp.where(j < k, over[m[1:]][:, None], jnp.where(j == k, under[m[1:]][:, None], 0))
+        # A sum over a mask and a root for each row: a running sum and a look-up take as long as a
+        # whole projection of a small network.
+        m = jnp.sum(jnp.where(j < k, possible, False), axis=1, keepdims=True, dtype=logits.dtype)
+        over = lax.rsqrt(jnp.maximum(m * (m + 1), 1))
+        rows = jnp.where(j < k, over, jnp.where(j == k, -m * over, 0))
         rows = jnp.where(possible & possible[1:, None], rows, 0)
         return jnp.where(jnp.all(jnp.isfinite(logits) | ~possible), rows, jnp.nan)
 
