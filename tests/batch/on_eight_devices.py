@@ -1,4 +1,4 @@
-"""What tests/test_sharding.py runs in a process of its own, on eight virtual devices.
+"""What tests/batch/test_sharding.py runs in a process of its own, on eight virtual devices.
 
 Prints one JSON object: by the name of a function, its largest difference from one device, and how
 many rows of its result each device holds. With the argument "applications", those of `foliax.apps`.

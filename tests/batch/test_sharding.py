@@ -15,7 +15,7 @@ import pytest
 import foliax
 from foliax import sharding, zoo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NUM_DEVICES = 8
 TOLERANCE = 1e-6
 
@@ -34,7 +34,7 @@ def told():
 def said(*about):
     flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.on_eight_devices", *about],
+        [sys.executable, "-m", "tests.batch.on_eight_devices", *about],
         capture_output=True, text=True, cwd=ROOT, env=environment(XLA_FLAGS=flags), timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from flax import nnx
 
 from foliax import zoo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEADLINE = 240  # seconds for anything to happen
 LIMITED = """
 import resource, runpy, sys
