@@ -17,9 +17,8 @@ from typing import Any
 from foliax._backend.rewrite import with_options as with_options
 from foliax.batch.map import map as map
 from foliax.batch.sweep import sweep as sweep
-from foliax.brackets import Involutivity as Involutivity
-from foliax.brackets import involutivity as involutivity
 from foliax.data_matrix import Eigen as Eigen
+from foliax.data_matrix import Estimate as Estimate
 from foliax.data_matrix import Spectrum as Spectrum
 from foliax.data_matrix import eigh as eigh
 from foliax.data_matrix import factor as factor
@@ -30,8 +29,7 @@ from foliax.data_matrix import quadratic as quadratic
 from foliax.data_matrix import rank as rank
 from foliax.data_matrix import spectrum as spectrum
 from foliax.data_matrix import trace as trace
-from foliax.estimate import Estimate as Estimate
-from foliax.estimate import trace_estimate as trace_estimate
+from foliax.data_matrix import trace_estimate as trace_estimate
 from foliax.flow.box import Box as Box
 from foliax.flow.brownian import Brownian as Brownian
 from foliax.flow.brownian import brownian as brownian
@@ -42,8 +40,10 @@ from foliax.flow.path import Status as Status
 from foliax.flow.walk import drift as drift
 from foliax.flow.walk import walk as walk
 from foliax.foliation import Frame as Frame
+from foliax.foliation import Involutivity as Involutivity
 from foliax.foliation import dimension as dimension
 from foliax.foliation import frame as frame
+from foliax.foliation import involutivity as involutivity
 from foliax.foliation import project_kernel as project_kernel
 from foliax.foliation import project_leaf as project_leaf
 from foliax.likelihood import Bernoulli as Bernoulli

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 GROUND = {"_core", "_linalg", "_backend"}
 FLOORS = [
     GROUND | {"likelihood"},
-    {"data_matrix", "estimate", "fisher"},
-    {"foliation", "brackets", "equivariance"},
+    {"data_matrix", "fisher"},
+    {"foliation", "equivariance"},
     {"flow", "leaf"},
     {"apps"},
 ]

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from foliax.estimate import trace_estimate
+from foliax.data_matrix import trace_estimate
 from foliax.zoo.nets import BATCH_AXIS
 
 cross_entropy: Final = optax.softmax_cross_entropy_with_integer_labels

@@ -28,8 +28,7 @@ from foliax._core.types import Count, EighMethod, Model
 from foliax._linalg import lapack
 from foliax._linalg.products import dot
 from foliax._linalg.rank import count_rank, singular_values
-from foliax._linalg.rank import default_rtol as default_rtol
-from foliax.estimate import lanczos
+from foliax.data_matrix.estimate import lanczos
 from foliax.likelihood import Categorical, logit_change
 
 __all__ = [

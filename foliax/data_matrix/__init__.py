@@ -1,0 +1,36 @@
+"""The local data matrix G: its factor, products, spectrum and KL, in closed form and sampled."""
+
+from foliax._linalg.rank import count_rank, default_rtol, singular_values
+from foliax.data_matrix.estimate import Estimate, trace_estimate
+from foliax.data_matrix.matrix import (
+    Eigen,
+    Spectrum,
+    eigh,
+    factor,
+    kl,
+    matrix,
+    matvec,
+    quadratic,
+    rank,
+    spectrum,
+    trace,
+)
+
+__all__ = [
+    "Eigen",
+    "Estimate",
+    "Spectrum",
+    "count_rank",
+    "default_rtol",
+    "eigh",
+    "factor",
+    "kl",
+    "matrix",
+    "matvec",
+    "quadratic",
+    "rank",
+    "singular_values",
+    "spectrum",
+    "trace",
+    "trace_estimate",
+]
