@@ -143,8 +143,17 @@ def pull_rows(
 
 
 def contrast_jacobian(
-    model: Model, x: Float[Array, "..."], likelihood: Likelihood, chunk: Count | None = None
+    model: Model,
+    x: Float[Array, "..."],
+    likelihood: Likelihood,
+    chunk: Count | None = None,
+    *,
+    contrasts: Float[Array, "r c"] | None = None,
 ) -> tuple[Float[Array, " c"], Float[Array, "r n"]]:
-    """Return the logits and K = H J at x, from one forward and C − 1 reverse passes."""
+    """Return the logits and K = H J at x, from one forward and C − 1 reverse passes.
+
+    H is that of the likelihood at x, or `contrasts`, where the classes that can occur are known.
+    """
     logits, pull = pullback(model, x, likelihood)
-    return logits, pull_rows(pull, likelihood.contrasts(logits), chunk)
+    rows = likelihood.contrasts(logits) if contrasts is None else contrasts
+    return logits, pull_rows(pull, rows, chunk)

@@ -27,14 +27,13 @@ class RowSpace(eqx.Module):
         basis: B, (m, n): orthonormal rows, masked ones zero.
         inverse: (m, r), with inverse K = B: so K u = c means B u = inverse c.
         mask: (m,), false where a direction is numerically dependent.
-        rounding: (m,) how far each row of the basis may reach out of the row space of K, for
-            rounding alone: eps × ‖K‖ × what a unit of K is multiplied by to get it.
+        size: ‖K‖.
     """
 
     basis: Float[Array, "m n"]
     inverse: Float[Array, "m r"]
     mask: Bool[Array, " m"]
-    rounding: Float[Array, " m"]
+    size: Float[Array, ""]
 
     @classmethod
     def of(cls, k: Float[Array, "r n"], rtol: float | None = None) -> "RowSpace":
@@ -47,7 +46,7 @@ class RowSpace(eqx.Module):
             basis, inverse, mask = _by_svd(k, rtol)
         else:
             basis, inverse, mask = _decomposed(k)
-        return cls(basis, inverse, mask, _rounding(k, inverse))
+        return cls(basis, inverse, mask, norm(k))
 
     def project(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
         """Project v orthogonally on the row space, K being constant."""
@@ -57,15 +56,24 @@ class RowSpace(eqx.Module):
         """Project v as `project` does, with derivatives in K too (at constant rank)."""
         return _project(self.basis, self.inverse, k, v)
 
+    def rounding(self) -> Float[Array, " m"]:
+        """Return how far each row of the basis may reach out of the row space, for rounding alone.
+
+        That is eps × its condition, ‖inverse_i‖ ‖K‖: a singular vector of K is that well
+        determined, and no better, as K itself is rounded.
+        """
+        condition = norm(self.inverse, axis=1) * self.size
+        return jnp.finfo(self.basis.dtype).eps * jnp.maximum(condition, 1)
+
     def holds_part(self, v: Float[Array, " n"]) -> Bool[Array, ""]:
         """Return whether the projection of v is more than rounding, in some row of the basis."""
-        noise = _CERTAIN * self.rounding * norm(v)
+        noise = _CERTAIN * self.rounding() * norm(v)
         return ~jnp.all(jnp.abs(dot(self.basis, v)) <= noise)
 
     def misses_part(self, v: Float[Array, " n"], rest: Float[Array, " n"]) -> Bool[Array, ""]:
         """Return whether `rest`, what the projection leaves of v, is more than rounding."""
         eps = jnp.finfo(v.dtype).eps
-        noise = norm(self.rounding * dot(self.basis, v)) + eps * norm(v)
+        noise = norm(self.rounding() * dot(self.basis, v)) + eps * norm(v)
         return ~(norm(rest) <= _CERTAIN * noise)
 
     def through(self, k: Float[Array, "r n"]) -> "RowSpace":
@@ -76,7 +84,7 @@ class RowSpace(eqx.Module):
         """
         moving = dot(self.inverse, k)
         moved = self.basis + (moving - lax.stop_gradient(moving))
-        return RowSpace(moved, self.inverse, self.mask, self.rounding)
+        return RowSpace(moved, self.inverse, self.mask, self.size)
 
     def moving(self, k: Float[Array, "r n"]) -> "RowSpace":
         """Return the same row space, whose projector has two derivatives in K (at constant rank).
@@ -91,7 +99,7 @@ class RowSpace(eqx.Module):
         basis = dot(inverse, k)
         basis = self.basis + (basis - lax.stop_gradient(basis))
         inverse = self.inverse + (inverse - lax.stop_gradient(inverse))
-        return RowSpace(basis, inverse, self.mask, self.rounding)
+        return RowSpace(basis, inverse, self.mask, self.size)
 
 
 def least_norm(basis: Float[Array, "m n"], c: Float[Array, " m"]) -> Float[Array, " n"]:
@@ -128,15 +136,6 @@ def _project_jvp(primals, tangents):
 # --- decompositions ----------------------------------------------------------------------------
 
 Parts = tuple[Float[Array, "m n"], Float[Array, "m r"], Bool[Array, " m"]]
-
-
-def _rounding(k: Float[Array, "r n"], inverse: Float[Array, "m r"]) -> Float[Array, " m"]:
-    """Return eps × the condition of each row of inverse K: ‖inverse_i‖ ‖K‖, at least 1.
-
-    A singular vector of K is that well determined, and no better: K itself is rounded.
-    """
-    condition = norm(inverse, axis=1) * norm(k)
-    return jnp.finfo(k.dtype).eps * jnp.maximum(condition, 1)
 
 
 @custom_vmap

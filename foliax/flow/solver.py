@@ -53,6 +53,7 @@ class Scene(eqx.Module):
     start: Float[Array, " n"]
     goal: Float[Array, " n"]  # the target, or the direction
     start_logits: Any  # (C,), once the integration has begun
+    contrasts: Any  # (r, C), those of the start: on a walk the same classes can occur
     step: Float[Array, ""]
     arrival: Float[Array, ""]
     stall: Float[Array, ""]
@@ -95,8 +96,8 @@ class _State(eqx.Module):
     logits: Float[Array, " c"]
     space: RowSpace
     velocity: Float[Array, " n"]  # per step
+    pace: Float[Array, ""]  # ‖velocity‖, but for a random displacement's
     tangent_fraction: Float[Array, ""]
-    followable: Float[Array, ""]  # whether the velocity is more than rounding
     distance: Float[Array, ""]
     moved: Float[Array, ""]  # by the last step
     off_leaf: Float[Array, ""]
@@ -112,7 +113,10 @@ def integrate(scene: Scene, integrator: Integrator) -> Path:
     """Integrate one walk: compiled once per model structure, shapes and plan."""
     plan, dtype = scene.plan, scene.start.dtype
     logits = logits_of(scene.model, scene.shaped(scene.start)).astype(dtype)
-    scene = eqx.tree_at(lambda s: s.start_logits, scene, logits, is_leaf=lambda leaf: leaf is None)
+    known = (logits, scene.likelihood.contrasts(logits))
+    scene = eqx.tree_at(
+        lambda s: (s.start_logits, s.contrasts), scene, known, is_leaf=lambda leaf: leaf is None
+    )
     first = _first(scene)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_rate),
@@ -244,17 +248,17 @@ def _look(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
 def _first(scene: Scene) -> _State:
     """Return the state at the start."""
     x, zero = scene.start, jnp.zeros((), scene.start.dtype)
-    num_rows = scene.likelihood.contrasts(scene.start_logits).shape[0]
+    num_rows = len(scene.contrasts)
     m = min(num_rows, x.size)
     nothing = RowSpace(
         jnp.zeros((m, x.size), x.dtype),
         jnp.zeros((m, num_rows), x.dtype),
         jnp.zeros(m, bool),
-        jnp.zeros(m, x.dtype),
+        zero,
     )
     blank = _State(
         x=x, logits=scene.start_logits, space=nothing, velocity=jnp.zeros_like(x),
-        tangent_fraction=zero, followable=zero, distance=zero, moved=zero, off_leaf=zero, best=x,
+        pace=zero, tangent_fraction=zero, distance=zero, moved=zero, off_leaf=zero, best=x,
         least=zero + jnp.inf, kicks_left=zero + scene.plan.kicks,
         num_steps=zero - 1, status=zero + _RUNNING,
     )  # fmt: skip
@@ -280,8 +284,8 @@ def _measure(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
         logits=logits,
         space=space,
         velocity=heading.velocity,
+        pace=heading.pace,
         tangent_fraction=heading.tangent_fraction,
-        followable=heading.followable.astype(x.dtype),
         distance=distance,
         moved=norm(moved),
         off_leaf=before.off_leaf + norm(moved - before.space.project(moved)),
@@ -291,14 +295,18 @@ def _measure(scene: Scene, x: Float[Array, " n"], before: _State) -> _State:
         kicks_left=before.kicks_left,
         status=before.status,
     )
-    verdict = _verdict(scene, state, turned=_turned_back(state.velocity, before.velocity))
+    # A velocity that has turned (nearly) round.
+    turned = dot(state.velocity, before.velocity) < -_REVERSAL * state.pace * before.pace
+    verdict = _verdict(scene, state, heading.followable, turned)
     state = eqx.tree_at(lambda s: s.status, state, verdict)
     return _kicked(scene, state) if plan.kicks else state
 
 
 def _seen(scene: Scene, x: Float[Array, " n"]) -> tuple[Array, Array, RowSpace]:
     """Return logits, contrast Jacobian and its row space at x."""
-    logits, k = contrast_jacobian(scene.model, scene.shaped(x), scene.likelihood, None)
+    logits, k = contrast_jacobian(
+        scene.model, scene.shaped(x), scene.likelihood, contrasts=scene.contrasts
+    )
     logits, k = logits.astype(x.dtype), k.astype(x.dtype)
     return logits, k, RowSpace.of(k)
 
@@ -307,6 +315,7 @@ class _Heading(NamedTuple):
     """Where a walk goes on from a point."""
 
     velocity: Float[Array, " n"]  # per step
+    pace: Float[Array, ""]  # its length
     tangent_fraction: Float[Array, ""]
     whole: Float[Array, ""]  # length of the direction that is projected
     followable: Bool[Array, ""]
@@ -333,10 +342,11 @@ def _heading(scene: Scene, x: Array, k: Array, space: RowSpace) -> _Heading:
         speed = jnp.minimum(unit, 1)  # no farther than the foot
     else:
         speed = unit
-    return _Heading(along * speed, length / jnp.where(whole > 0, whole, 1), whole, followable)
+    fraction = length / jnp.where(whole > 0, whole, 1)
+    return _Heading(along * speed, length * speed, fraction, whole, followable)
 
 
-def _verdict(scene: Scene, state: _State, turned: Array) -> Float[Array, ""]:
+def _verdict(scene: Scene, state: _State, followable: Array, turned: Array) -> Float[Array, ""]:
     """Return the status at a point: an end, or running."""
     plan, box = scene.plan, scene.box
     code = jnp.full_like(state.status, _RUNNING)
@@ -345,7 +355,7 @@ def _verdict(scene: Scene, state: _State, turned: Array) -> Float[Array, ""]:
         return jnp.where(arrived, Code.arrived, code).astype(code.dtype)
     # What rounding leaves of a vector is no direction to follow. A velocity that turns round has
     # passed the point where there is none.
-    ended = state.followable == 0
+    ended = ~followable
     if not plan.kicks:
         ended |= turned
     end = Code.stalled
@@ -375,11 +385,6 @@ def _at_foot(scene: Scene, state: _State) -> Bool[Array, ""]:
     if not scene.plan.gradient:
         stalled &= state.tangent_fraction * state.distance <= scene.step
     return stalled
-
-
-def _turned_back(velocity: Float[Array, " n"], before: Float[Array, " n"]) -> Array:
-    """Tell whether the velocity has turned (nearly) round."""
-    return dot(velocity, before) < -_REVERSAL * norm(velocity) * norm(before)
 
 
 def _kicked(scene: Scene, state: _State) -> _State:

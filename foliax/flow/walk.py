@@ -232,6 +232,7 @@ def _run(
         start=flat(x),
         goal=flat(goal),
         start_logits=None,
+        contrasts=None,
         step=jnp.asarray(step, dtype),
         arrival=jnp.asarray(arrival, dtype),
         stall=jnp.asarray(stall, dtype),
