@@ -22,6 +22,7 @@ from experiments.harness.networks import Loaded, build, check_one_network, load
 from experiments.harness.photographs import QUICK, photographs, renormalised
 from experiments.harness.study import Study, WalkCommand
 from foliax import zoo
+from foliax.zoo.data.names import CIFAR10
 
 NAVIGATED = data_leaf.Claim(
     "S8",
@@ -29,10 +30,6 @@ NAVIGATED = data_leaf.Claim(
     "colour_leaf",
     "The data leaf of a colour network is navigated",
     "Moving on the data manifold of CIFAR10: we can connect any two data images.",
-)
-CIFAR10 = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
 )
 
 

@@ -5,9 +5,10 @@
 walks the populations of `data_leaf`, `noise_level`, `kernel` and `noise_leaf` on every network,
 with the exact and the published scheme. A network is the folder of a training, with the epochs
 after an @ (none for the newest, "all" for all that have a checkpoint), a file of PyTorch weights,
-or digits_mlp, which comes with foliax. Every cell, a network and a claim, is written when it is
-done, under `cells`, and not measured again: stopped, the command goes on where it was. The end is
-`table.md`, `claims.png`, `results.json`, `run.json`, and pictures and a report for each network.
+or digits_mlp or mnist_cnn, which come with foliax. Every cell, a network and a claim, is written
+when it is done, under `cells`, and not measured again: stopped, the command goes on where it was.
+The end is `table.md`, `claims.png`, `results.json`, `run.json`, and pictures and a report for each
+network.
 """
 
 import json
@@ -29,6 +30,7 @@ from experiments.harness.networks import Loaded, load, training_name
 from experiments.harness.report import without_tables, write_report
 from experiments.harness.study import Sizes, Study
 from foliax import zoo
+from foliax.zoo.shipped import SHIPPED
 
 CLAIMS = ("S3", "S4", "S5", "S6", "S7")
 MEASURES: Mapping[str, Callable[[Study, Path], dict[str, Any]]] = {
@@ -46,7 +48,7 @@ class Config(command.Run):
 
     Attributes:
         networks: Folders of trainings, with epochs as FOLDER@1,3 or FOLDER@all; .npz or .pt files
-            of the papers' weights; or digits_mlp.
+            of the papers' weights; or digits_mlp or mnist_cnn.
         dataset: Data set of the weights in files.
         claims: Which claims.
         pairs: How many pairs of test images; as many images drift along the kernel.
@@ -102,8 +104,8 @@ def sources(config: Config) -> dict[str, dict[str, Any]]:
 
 def _parse(name: str, dataset: str) -> list[tuple[str, dict[str, Any]]]:
     """Return names of networks, which are those of their cells' folders, and where each is."""
-    if name == "digits_mlp":
-        return [(name, {"dataset": "digits"})]
+    if name in SHIPPED:
+        return [(name, {"dataset": SHIPPED[name]})]
     place, _, wanted = name.partition("@")
     path = Path(place)
     if path.suffix in (".npz", ".pt", ".pth"):

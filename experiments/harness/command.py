@@ -23,7 +23,7 @@ SCHEMES = (
 )
 _WHERE = ("checkpoint", "epoch", "weights", "out", "devices")  # said by `network` or run.json
 
-Grey = Literal["digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters"]
+Grey = Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "kmnist", "emnist/letters"]
 Named = Literal[Grey, "cifar10", "cifar100"]
 Count = Annotated[int, tyro.conf.arg(aliases=("--images",))]
 

@@ -11,6 +11,7 @@ from flax import nnx
 from experiments.harness import photographs
 from foliax import zoo
 from foliax.zoo import checkpoints
+from foliax.zoo.shipped import SHIPPED
 
 _SMALL = 100  # inputs of no more pixels go to a dense network
 
@@ -39,7 +40,8 @@ def load(
     """Return a trained network with its data.
 
     The options are those of `command.Command`. With weights, colour images are normalised as the
-    papers' code does; with neither weights nor checkpoint, digits take the network of foliax.
+    papers' code does; with neither weights nor checkpoint, "digits" and "mnist_5k" take the
+    networks that come with foliax.
 
     Raises:
         ValueError: If there is no network for the data set, or two, or it is one for another.
@@ -49,13 +51,15 @@ def load(
     if checkpoint is not None:
         return _from_checkpoint(dataset, checkpoint, epoch)
     dataset = dataset or "digits"
-    if weights is None and dataset != "digits":
+    shipped = {trained_on: name for name, trained_on in SHIPPED.items()}
+    if weights is None and dataset not in shipped:
         raise ValueError(
             f"dataset={dataset!r} needs --checkpoint (a training's folder) or --weights"
         )
     data = zoo.load_dataset(dataset)
     if weights is None:
-        return Loaded(zoo.load("digits_mlp"), data, "digits_mlp, as shipped")
+        name = shipped[dataset]
+        return Loaded(zoo.load(name), data, f"{name}, as shipped")
     if data.shape[-1] == 3:
         data = photographs.renormalised(data)
     return Loaded(zoo.load_torch(papers_network(data), weights), data, weights.name)
@@ -125,6 +129,8 @@ def build(
             make = partial(zoo.MLP, (math.prod(shape), *hidden, classes))
         case "cnn":
             make = partial(zoo.CNN, shape, classes)
+        case "small_cnn":
+            make = partial(zoo.small_cnn, classes, shape=shape)
         case "colour_cnn":
             make = partial(zoo.colour_cnn, classes, shape=shape)
         case "xor_net":
@@ -134,6 +140,12 @@ def build(
         case _:
             make = partial(zoo.vgg, int(name.removeprefix("vgg")), classes, shape=shape)
     return make(activation=activation, rngs=nnx.Rngs(seed))
+
+
+def quick_network(dataset: Any, *, seed: int = 0) -> Any:
+    """Return a network that trains on this data set within a minute, untrained."""
+    small = math.prod(dataset.shape) <= _SMALL
+    return build("mlp" if small else "small_cnn", dataset, seed=seed)
 
 
 def papers_network(dataset: Any) -> Any:

@@ -17,7 +17,7 @@ STALL = 0.01  # tangent fraction below which the exact scheme has stalled
 _DIGITS = (2, 3, 4, 5, 6, 7, 9)  # mirrored, 0, 1 and 8 are digits still, or nearly
 # Classes that leave the data set when mirrored: sandals, sneakers and boots all point left. Of
 # data sets that are not named here, all classes are taken.
-_ONE_HANDED = {"digits": _DIGITS, "mnist": _DIGITS, "fashion_mnist": (5, 7, 9)}
+_ONE_HANDED = {"digits": _DIGITS, "mnist_5k": _DIGITS, "mnist": _DIGITS, "fashion_mnist": (5, 7, 9)}
 Kind = Literal["test", "mirrored", "noisy", "clean"]
 
 

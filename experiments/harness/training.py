@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from experiments.harness.networks import build, in_words
+from experiments.harness.networks import in_words, quick_network
 from foliax import zoo
 from foliax.zoo import checkpoints
 
@@ -41,7 +41,7 @@ def obtain(
 ) -> Trained:
     """Return the training in the folder `checkpoint`, or with "auto" that in `out`.
 
-    The latter is made, or continued, if need be: a small dense network by plain SGD.
+    The latter is made, or continued, if need be: a small network by plain SGD.
 
     Raises:
         ValueError: If the earlier training was on another data set.
@@ -49,7 +49,7 @@ def obtain(
     data = zoo.load_dataset(dataset)
     if checkpoint == "auto":
         config = zoo.TrainConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
-        zoo.train(build("mlp", data, seed=seed), data, config, out=out)
+        zoo.train(quick_network(data, seed=seed), data, config, out=out)
         folder, there = out, tuple(epoch for epoch in zoo.epochs(out) if epoch <= epochs)
     else:
         folder = Path(checkpoint)

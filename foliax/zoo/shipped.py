@@ -7,14 +7,16 @@ from flax import nnx
 
 from foliax.zoo.checkpoints import load_npz
 
-SHIPPED: Final = ("digits_mlp",)
+# Each with the data set that it was trained on.
+SHIPPED: Final = {"digits_mlp": "digits", "mnist_cnn": "mnist_5k"}
 
 
 def load(name: str) -> nnx.Module:
     """Return a trained model that comes with foliax.
 
     Args:
-        name: "digits_mlp", a partially trained MLP 64-48-10 for `load_digits`.
+        name: "mnist_cnn", a small convolutional network for `load_mnist_5k` (`zoo.small_cnn`), or
+            "digits_mlp", an MLP 64-48-10 for `load_digits`; both partially trained.
 
     Returns:
         The model.

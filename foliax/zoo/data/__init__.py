@@ -6,6 +6,7 @@ from typing import Final, Literal, overload
 from foliax.zoo.data.batching import batches
 from foliax.zoo.data.dataset import Dataset, Normalised, from_arrays, normalise
 from foliax.zoo.data.embedded import EMBEDDED, load_circles, load_digits, load_xor
+from foliax.zoo.data.packaged import load_mnist_5k, load_samples
 from foliax.zoo.data.preparing import prepare, seed_downloads
 from foliax.zoo.data.streamed import StreamedDataset
 from foliax.zoo.data.tfds import TFDS, read
@@ -20,13 +21,16 @@ __all__ = [
     "load",
     "load_circles",
     "load_digits",
+    "load_mnist_5k",
+    "load_samples",
     "load_xor",
     "normalise",
     "prepare",
     "seed_downloads",
 ]
 
-DATASETS: Final[tuple[str, ...]] = (*EMBEDDED, *TFDS)
+_AT_HAND = EMBEDDED | {"mnist_5k": load_mnist_5k}
+DATASETS: Final[tuple[str, ...]] = (*_AT_HAND, *TFDS)
 
 
 @overload
@@ -39,10 +43,11 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset | S
     """Return the data set of this name.
 
     Args:
-        name: "digits", "xor" or "circles", which need nothing; or "mnist", "fashion_mnist",
-            "kmnist", "emnist/letters", "cifar10", "cifar100" or "imagenet2012", which
-            TensorFlow Datasets prepares once (`python -m foliax.zoo.prepare NAME`). Reading what
-            is prepared does not need TensorFlow.
+        name: "digits", "xor" or "circles", which need nothing; "mnist_5k", 5,000 images of MNIST
+            that come with the extra `mnist`; or "mnist", "fashion_mnist", "kmnist",
+            "emnist/letters", "cifar10", "cifar100" or "imagenet2012", which TensorFlow Datasets
+            prepares once (`python -m foliax.zoo.prepare NAME`). Reading what is prepared does not
+            need TensorFlow.
         data_dir: Where prepared data sets are; None for the folder of TensorFlow Datasets,
             `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
@@ -51,15 +56,16 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset | S
 
     Raises:
         ValueError: If the name is unknown.
-        ImportError: If TensorFlow Datasets is not installed; the message has the command.
+        ImportError: If the extra that the data set needs is not installed; the message has the
+            command.
         FileNotFoundError: If the data set is not prepared; the message has the command.
 
     Example:
         >>> load("digits").num_classes
         10
     """
-    if name in EMBEDDED:
-        return EMBEDDED[name]()
+    if name in _AT_HAND:
+        return _AT_HAND[name]()
     if name in TFDS:
         return read(name, data_dir=data_dir)
     raise ValueError(f"name must be one of {', '.join(map(repr, DATASETS))}, got {name!r}")

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from foliax.zoo.data.dataset import Dataset, from_arrays
+from foliax.zoo.data.names import DIGITS
 
 _DIGITS_TRAIN = 1437  # of 1,797: four fifths
 
@@ -32,7 +33,7 @@ def load_digits() -> Dataset:
         "digits",
         (pixels[train], labels[train]),
         (pixels[test], labels[test]),
-        class_names=tuple("0123456789"),
+        class_names=DIGITS,
     )
 
 
