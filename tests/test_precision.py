@@ -28,7 +28,7 @@ from tests.precision_cases import (
 
 PLATFORMS = ("cuda", "tpu")
 MODULES = (
-    "brackets", "data_matrix", "equivariance", "estimate", "fisher", "flow.brownian",
+    "data_matrix", "equivariance", "fisher", "flow.brownian",
     "flow.closest", "flow.walk", "foliation", "leaf", "batch.sharding", "batch.sweep",
     "apps.attack", "apps.denoise", "apps.explain", "apps.generate", "apps.ood", "apps.transfer",
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """The local data matrix G: its factor, products, spectrum and KL, in closed form and sampled."""
 
-from foliax._linalg.rank import count_rank, default_rtol, singular_values
+from foliax._linalg.rank import count_rank as count_rank
+from foliax._linalg.rank import default_rtol as default_rtol
+from foliax._linalg.rank import singular_values as singular_values
 from foliax.data_matrix.estimate import Estimate, trace_estimate
 from foliax.data_matrix.matrix import (
     Eigen,
@@ -20,8 +22,6 @@ __all__ = [
     "Eigen",
     "Estimate",
     "Spectrum",
-    "count_rank",
-    "default_rtol",
     "eigh",
     "factor",
     "kl",
@@ -29,7 +29,6 @@ __all__ = [
     "matvec",
     "quadratic",
     "rank",
-    "singular_values",
     "spectrum",
     "trace",
     "trace_estimate",

@@ -1,6 +1,6 @@
 """The foliation that G induces: the distribution D, ker G, and whether D is integrable."""
 
-from foliax._core.jacobian import contrast_jacobian
+from foliax._core.jacobian import contrast_jacobian as contrast_jacobian
 from foliax.foliation.brackets import Involutivity, involutivity
 from foliax.foliation.distribution import (
     Frame,
@@ -13,7 +13,6 @@ from foliax.foliation.distribution import (
 __all__ = [
     "Frame",
     "Involutivity",
-    "contrast_jacobian",
     "dimension",
     "frame",
     "involutivity",
