@@ -28,7 +28,6 @@ from experiments.harness.command import Run, script
 from experiments.harness.files import plain, provenance, write_json, write_text
 from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
 from foliax import fisher, viz, zoo
-from foliax.fisher.metric import Apply
 
 NATURAL = "natural gradient"
 FEWER = 1 / 3  # share of the best SGD's steps that counts as clearly fewer
@@ -82,17 +81,21 @@ class Config(Run):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A network without its weights, (params, one input) → logits, and what it is trained on."""
+    """A network without its weights, and what it is trained on."""
 
-    apply: Apply
+    graph: Any
     images: jax.Array
     labels: jax.Array
     batch_size: int
 
     def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the mean cross-entropy."""
-        logits = jax.vmap(lambda x: self.apply(params, x))(images)
+        logits = jax.vmap(self.network(params))(images)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    def network(self, params: Any) -> Callable[[jax.Array], jax.Array]:
+        """Return the network with these weights."""
+        return nnx.merge(self.graph, params)
 
     def batch(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Draw a batch."""
@@ -117,13 +120,8 @@ def make_task(batch_size: int) -> tuple[Task, Callable[[int], Any]]:
     def split(seed: int) -> tuple[Any, Any]:
         return nnx.split(zoo.MLP(sizes, rngs=nnx.Rngs(seed)), nnx.Param)
 
-    graph, _ = split(0)
-
-    def apply(params: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params)(x)
-
     images, labels = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
-    return Task(apply, images, labels, batch_size), lambda seed: split(seed)[1]
+    return Task(split(0)[0], images, labels, batch_size), lambda seed: split(seed)[1]
 
 
 def trainer(task: Task, make: Callable, steps: int, record: Callable) -> Callable:
@@ -152,10 +150,13 @@ def trainer(task: Task, make: Callable, steps: int, record: Callable) -> Callabl
     return go
 
 
-def optimisers(task: Task, config: Config) -> dict[str, Callable]:
-    """Return what makes each optimiser from its settings: the one under test, and SGD."""
+def optimisers(task: Task, config: Config, first: Any) -> dict[str, Callable]:
+    """Return what makes each optimiser from its settings: the one under test, and SGD.
+
+    `first` are weights of the network, of which only the shapes count.
+    """
     preconditioned = fisher.natural_gradient(
-        task.apply, config.damping, max_kl=config.max_kl, max_steps=config.solver_steps
+        task.network(first), config.damping, max_kl=config.max_kl, max_steps=config.solver_steps
     )
     return {
         "sgd": optax.sgd,
@@ -187,7 +188,7 @@ def costs(task: Task, config: Config, params: Any) -> dict[str, float]:
     key, rate, found = jax.random.key(0), config.natural_rate / 100, {}
     # The small rate keeps the weights in place, so that every step costs the same.
     settings = {"sgd": (rate, config.momentum), "natural": (rate,)}
-    for name, make in optimisers(task, config).items():
+    for name, make in optimisers(task, config, params).items():
         # The sum makes the last step needed.
         go = trainer(task, make, _TIMED_STEPS, lambda params, _: ravel_pytree(params)[0].sum())
         found[f"{name}_step"] = seconds_per_call(
@@ -199,7 +200,7 @@ def costs(task: Task, config: Config, params: Any) -> dict[str, float]:
     def products(v: Any) -> Any:
         # One after another, as in a solve: the network is linearised once.
         def body(_: int, v: Any) -> Any:
-            out = fisher.matvec(task.apply, params, images, v, batched=True)
+            out = fisher.matvec(task.network(params), images, v, batched=True)
             return jax.tree.map(lambda a: a / 100, out)
 
         return jax.lax.fori_loop(0, _TIMED_STEPS, body, v)
@@ -217,11 +218,11 @@ def audit(task: Task, config: Config, params: Any, steps: int) -> dict[str, Any]
 
     def residual(_: Any, before: Before) -> jax.Array:
         return fisher.solve(
-            task.apply, before.params, before.images, before.gradient, damping=config.damping,
+            task.network(before.params), before.images, before.gradient, damping=config.damping,
             rtol=_RTOL, max_steps=config.solver_steps, guess=before.state[0].direction,
         ).residual  # fmt: skip
 
-    go = trainer(task, optimisers(task, config)["natural"], config.natural_steps, residual)
+    go = trainer(task, optimisers(task, config, params)["natural"], config.natural_steps, residual)
     residuals = np.asarray(go(params, jax.random.key(config.seed), config.natural_rate))[:steps]
     return {
         "products_per_step_at_most": config.solver_steps + _OTHER_PRODUCTS,
@@ -271,7 +272,7 @@ def _train_all(task: Task, first_weights: Callable, config: Config) -> dict[str,
     def loss(params: Any, _: Before) -> jax.Array:
         return task.loss(params, task.images, task.labels)
 
-    makers = optimisers(task, config)
+    makers = optimisers(task, config, first_weights(config.seed))
     descend = trainer(task, makers["sgd"], config.sgd_steps, loss)
     improve = trainer(task, makers["natural"], config.natural_steps, loss)
     runs: dict[str, Any] = {

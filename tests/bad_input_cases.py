@@ -66,7 +66,6 @@ MODEL = network(3, 3)
 PARAMS = MODEL.args[0]
 NAN_WEIGHTS = jax.tree.map(lambda w: w * jnp.nan, MODEL)
 NAN_BIAS = changed(bias=jnp.array([0.0, jnp.nan, 0.0]))
-FLAWED = NAN_BIAS.args[0]
 CONSTANT = changed(outer=jnp.zeros((3, 4)))
 ONE_HOT = changed(bias=jnp.array([1e4, 0.0, -1e4]))
 # A ReLU network of which no unit is ever on.
@@ -242,9 +241,9 @@ OF_A_POINT: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 LANCZOS = jax.jit(lambda m, x: foliax.eigh(m, x, 1, method="lanczos"))
 OF_WEIGHTS = jax.jit(
-    lambda w: [f(apply, w, X, PARAMS) for f in (fisher.matvec, fisher.kl, fisher.quadratic)]
+    lambda m: [f(m, X, MODEL) for f in (fisher.matvec, fisher.kl, fisher.quadratic)]
 )
-SOLVED = jax.jit(lambda w: fisher.solve(apply, w, XS, PARAMS, damping=1.0))
+SOLVED = jax.jit(lambda m: fisher.solve(m, XS, MODEL, damping=1.0))
 
 
 def of_all(names: str, what: str, model: Any, x: Any, expected: Any) -> list[Case]:
@@ -310,9 +309,11 @@ NOT_FINITE = [
     row("NaN by Lanczos", "eigh",
         lambda: LANCZOS(MODEL, NAN), tells),
     row("NaN weights", "fisher.matvec fisher.kl fisher.quadratic",
-        lambda: OF_WEIGHTS(FLAWED), each(tells)),
+        lambda: OF_WEIGHTS(NAN_BIAS), each(tells)),
+    row("NaN weights", "fisher.factor fisher.trace fisher.eigh",
+        lambda: [f(NAN_BIAS, X) for f in (fisher.factor, fisher.trace)], each(tells)),
     row("NaN weights", "fisher.solve",
-        lambda: SOLVED(FLAWED).residual, tells),
+        lambda: SOLVED(NAN_BIAS).residual, tells),
     row("NaN among training inputs", "ood.medoids",
         lambda: ood.medoids(jnp.stack([X, NAN]), np.array([0, 1]), num_classes=2),
         "xs must be finite, got NaN.*leave such inputs out"),
@@ -363,7 +364,7 @@ DEGENERATE = [
     row("constant logits: free to go", "walk",
         lambda: foliax.walk(CONSTANT, X, FAR, box=WIDE, along="kernel", **SHORT), ends("arrived")),
     row("constant logits", "fisher.solve",
-        lambda: SOLVED(CONSTANT.args[0]), finite),
+        lambda: SOLVED(CONSTANT), finite),
     *of_all("trace factor matrix matvec eigh kl trace_estimate leaf.length ood.score walk drift "
             "closest generate.diffuse generate.approach explain.reach", "one-hot p", ONE_HOT, X,
             finite),
@@ -461,7 +462,7 @@ SIZES = [
     row("nothing to spread", "sharding.spread",
         lambda: sharding.spread(foliax.trace, MODEL, mesh=MESH), "needs inputs that are stacked"),
     row("empty batch", "fisher.solve",
-        lambda: fisher.solve(apply, PARAMS, XS[:0], PARAMS, damping=1.0), "x must hold at least"),
+        lambda: fisher.solve(MODEL, XS[:0], MODEL, damping=1.0), "x must hold at least"),
     row("no references", "denoise.project denoise.project_many denoise.denoise_many",
         lambda: denoise.denoise_many(MODEL, XS, jnp.zeros((2, 0, 3))),
         "references must hold at least one"),
@@ -519,18 +520,20 @@ SHAPES = [
         lambda: equivariance.defect(MODEL, X, lambda x: x[:2]),
         r"transformation must keep the shape of x, \(3,\), got \(2,\)"),
     row("weights of another shape", "fisher.matvec fisher.kl fisher.quadratic",
-        lambda: fisher.quadratic(apply, PARAMS, X, jax.tree.map(lambda w: w[:2], PARAMS)),
-        "delta must have the shapes of params"),
+        lambda: fisher.quadratic(MODEL, X, jax.tree.map(lambda w: w[:2], MODEL)),
+        "delta must have the shapes of the weights"),
     row("another structure", "fisher.matvec",
-        lambda: fisher.matvec(apply, PARAMS, X, list(PARAMS)), "v must be a pytree like params"),
+        lambda: fisher.matvec(MODEL, X, list(PARAMS)), "v must be a pytree like the weights"),
+    row("a function that captures its weights", "fisher.matvec fisher.factor fisher.trace",
+        lambda: fisher.trace(lambda x: MODEL(x), X), r"model must hold weights.*Partial\(apply"),
     row("no batch axis", "fisher.matvec",
-        lambda: fisher.matvec(apply, PARAMS, X[0], PARAMS, batched=True),
+        lambda: fisher.matvec(MODEL, X[0], MODEL, batched=True),
         "x must have a leading batch axis"),
     row("a guess of another shape", "fisher.solve",
-        lambda: fisher.solve(apply, PARAMS, XS, PARAMS, damping=1.0,
-                             guess=jax.tree.map(lambda w: w[:1], PARAMS)), "guess must have the"),
+        lambda: fisher.solve(MODEL, XS, MODEL, damping=1.0,
+                             guess=jax.tree.map(lambda w: w[:1], MODEL)), "guess must have the"),
     row("no batch in the update", "fisher.natural_gradient",
-        lambda: fisher.natural_gradient(apply, 1.0).update(PARAMS, None, PARAMS),
+        lambda: fisher.natural_gradient(MODEL, 1.0).update(MODEL, None, MODEL),
         r"update needs batch; call update\(grads, state, params, batch=inputs\)"),
     row("one reference, not stacked", "denoise.project denoise.denoise denoise.combine",
         lambda: denoise.denoise(MODEL, X, X),
@@ -632,9 +635,9 @@ NUMBERS = [
     *refuse_steps("ood.score", lambda step: ood.score(MODEL, X, XS, step=step)),
     *refuse_steps("denoise.project", lambda step: denoise.project(MODEL, X, XS, step=step)),
     *refuse_steps("fisher.solve", lambda d: fisher.solve(
-        apply, PARAMS, XS, PARAMS, damping=d), what="damping"),
+        MODEL, XS, MODEL, damping=d), what="damping"),
     *refuse_steps("fisher.natural_gradient", lambda d: fisher.natural_gradient(
-        apply, d), what="damping"),
+        MODEL, d), what="damping"),
     # What only values show under jit comes back in the status.
     row("a traced step of 0", "walk",
         lambda: WALK(MODEL, X, FAR, 0.0),
@@ -678,13 +681,16 @@ NUMBERS = [
     row("atol NaN", "involutivity", lambda: foliax.involutivity(MODEL, X, atol=nan),
         "atol must be a finite number >= 0"),
     row("rtol NaN", "fisher.solve",
-        lambda: fisher.solve(apply, PARAMS, XS, PARAMS, damping=1.0, rtol=nan),
+        lambda: fisher.solve(MODEL, XS, MODEL, damping=1.0, rtol=nan),
         "rtol must be a finite number >= 0"),
     row("least NaN", "brownian", lambda: foliax.brownian(MODEL, X, KEY, 1.0, least=nan),
         "least must be a finite number >= 0"),
     *[row("chunk 0", name, call, "chunk must be None or a whole number of rows >= 1, got 0")
       for name, call in {
         "trace": lambda: foliax.trace(MODEL, X, chunk=0),
+        "fisher.factor": lambda: fisher.factor(MODEL, X, chunk=0),
+        "fisher.trace": lambda: fisher.trace(MODEL, X, chunk=0),
+        "fisher.eigh": lambda: fisher.eigh(MODEL, X, chunk=0),
         "trace_estimate": lambda: foliax.trace_estimate(MODEL, X, KEY, chunk=0),
         "involutivity": lambda: foliax.involutivity(MODEL, X, chunk=0),
         "sharding.factor": lambda: sharding.factor(MODEL, X, mesh=MESH, chunk=0),
@@ -721,7 +727,7 @@ NUMBERS = [
     row("a share of NaN", "ood.calibrate", lambda: ood.calibrate({"a": X}, share=nan),
         r"share must lie in \(0, 1\), got nan"),
     row("max_kl NaN", "fisher.natural_gradient",
-        lambda: fisher.natural_gradient(apply, 1.0, max_kl=nan), "max_kl must be a finite number"),
+        lambda: fisher.natural_gradient(MODEL, 1.0, max_kl=nan), "max_kl must be a finite number"),
 ]  # fmt: skip
 
 
@@ -782,7 +788,8 @@ DTYPES = [
         ("explain.explain", lambda: explain.explain(MODEL, BYTES), "x must be a floating-point"),
         ("generate.diffuse", lambda: generate.diffuse(MODEL, BYTES, KEY, 1.0), "x must be a"),
         ("ood.prepare", lambda: ood.prepare(MODEL, BYTES[None]), "points must be a floating"),
-        ("fisher.matvec", lambda: fisher.matvec(apply, PARAMS, BYTES, PARAMS), "x must be a"),
+        ("fisher.matvec", lambda: fisher.matvec(MODEL, BYTES, MODEL), "x must be a"),
+        ("fisher.trace", lambda: fisher.trace(MODEL, BYTES), "x must be a"),
         ("sharding.factor", lambda: sharding.factor(MODEL, BYTES, mesh=MESH), "x must be a")]],
     row("integer image, converted by fn", "sweep",
         lambda: foliax.sweep(lambda m, x: foliax.trace(m, x / 255), MODEL, BYTES[None],
@@ -795,11 +802,11 @@ DTYPES = [
                                  sharding.replicate(BYTES, MESH))),
         is_close((BYTES[None], BYTES))),
     row("integer weights", "fisher.matvec",
-        lambda: fisher.matvec(apply, jax.tree.map(lambda w: w.astype(int), PARAMS), X, PARAMS),
-        r"params must hold floating arrays only, got dtype int64 at params\[0\]"),
+        lambda: fisher.matvec(jax.tree.map(lambda w: w.astype(int), MODEL), X, MODEL),
+        "model must hold weights, floating-point arrays in its pytree, got none in a Partial"),
     row("integer vector of weights", "fisher.matvec",
-        lambda: fisher.matvec(apply, PARAMS, X, jax.tree.map(lambda w: w.astype(int), PARAMS)),
-        r"v must hold floating arrays only, got dtype int64 at v\[0\]"),
+        lambda: fisher.matvec(MODEL, X, jax.tree.map(lambda w: w.astype(int), MODEL)),
+        "v must have the dtypes of the weights of model, .*'float64'.*got .*'int64'"),
     row("labels of floats", "denoise.nearest_by_class",
         lambda: denoise.nearest_by_class(MODEL, X, XS, jnp.zeros(2), 1), "labels .* of float64"),
     row("a class of floats", "explain.reach", lambda: explain.reach(MODEL, X, jnp.array(1.0)),

@@ -81,12 +81,12 @@ Call = Callable[[Any, jax.Array], Any]
 
 
 def _solve(model: Any, x: jax.Array) -> Any:
-    return fisher.solve(layers, PARAMS, x[None], PARAMS, damping=0.1, max_steps=2)
+    return fisher.solve(model, x[None], model, damping=0.1, max_steps=2)
 
 
 def _natural(model: Any, x: jax.Array) -> Any:
-    rule = fisher.natural_gradient(layers, 0.1, max_kl=0.01, max_steps=2)
-    return rule.update(PARAMS, rule.init(PARAMS), PARAMS, batch=x[None])
+    rule = fisher.natural_gradient(model, 0.1, max_kl=0.01, max_steps=2)
+    return rule.update(model, rule.init(model), model, batch=x[None])
 
 
 CALLS: dict[str, Call] = {
@@ -122,9 +122,12 @@ CALLS: dict[str, Call] = {
         m, x, KEY, 0.1, along="kernel", num_steps=2, save_every=1),
     "brownian in G's metric": lambda m, x: foliax.brownian(
         m, x, KEY, 0.1, metric="fisher", num_steps=2, save_every=1),
-    "fisher.matvec": lambda _, x: fisher.matvec(layers, PARAMS, x, PARAMS),
-    "fisher.kl": lambda _, x: fisher.kl(layers, PARAMS, x, PARAMS),
-    "fisher.quadratic": lambda _, x: fisher.quadratic(layers, PARAMS, x, PARAMS),
+    "fisher.factor": fisher.factor,
+    "fisher.matvec": lambda m, x: fisher.matvec(m, x, m),
+    "fisher.trace": fisher.trace,
+    "fisher.eigh": fisher.eigh,
+    "fisher.kl": lambda m, x: fisher.kl(m, x, m),
+    "fisher.quadratic": lambda m, x: fisher.quadratic(m, x, m),
     "fisher.solve": _solve,
     "fisher.natural_gradient": _natural,
     "leaf.distance": lambda m, x: leaf.distance(m, x, Y),

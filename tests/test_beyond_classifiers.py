@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from scipy import stats
 
 import foliax
@@ -226,7 +227,9 @@ def test_fisher_of_the_parameters(likelihood):
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     model = lambda w: apply(unravel(w), x)  # noqa: E731
     v = jax.random.normal(jax.random.key(4), flat.shape)
-    found = fisher.matvec(apply, params, x, unravel(v), likelihood=likelihood)
+    found = fisher.matvec(
+        Partial(apply, params), x, Partial(apply, unravel(v)), likelihood=likelihood
+    )
     wanted = dense(likelihood, model, flat) @ v
     assert_close(jax.flatten_util.ravel_pytree(found)[0], wanted, rtol=1e-9, atol=1e-11)
 

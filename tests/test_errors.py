@@ -158,7 +158,7 @@ def test_box_is_a_pytree_whose_leaves_may_be_anything():
 
 WRONG_TYPES = {
     "foliax.trace(3, X)": r"model must be callable.*got int.*jax\.tree_util\.Partial",
-    "foliax.fisher.matvec(3, X, X, X)": "apply must be callable from params and one input.*got int",
+    "foliax.fisher.matvec(3, X, X)": "model must be callable from one input.*got int",
     "foliax.walk(None, X, X)": "model must be callable.*got NoneType",
     "foliax.trace(model, X, chunk=1.5)": r"chunk must be None or.*got 1\.5",
     "foliax.eigh(model, X, 1.5)": r"k must be a whole number.*got 1\.5",

@@ -112,14 +112,16 @@ def parameters(model, x, y, u, v):
         lambda w: jnp.cos(jnp.arange(w.size, dtype=w.dtype)).reshape(w.shape), inner
     )
     xs = jnp.stack([x, y])
-    solver = fisher.natural_gradient(apply, 1e-1)
-    return {
-        "matvec": fisher.matvec(apply, inner, x, delta),
-        "kl": fisher.kl(apply, inner, x, delta),
-        "quadratic": fisher.quadratic(apply, inner, x, delta),
-        "solve": fisher.solve(apply, inner, xs, delta, damping=0.1).value,
-        "natural": solver.update(delta, solver.init(inner), inner, batch=xs)[0],
-    }, {}
+    first, delta = Partial(apply, inner), Partial(apply, delta)
+    solver = fisher.natural_gradient(first, 1e-1)
+    found = {
+        "matvec": fisher.matvec(first, x, delta),
+        "kl": fisher.kl(first, x, delta),
+        "quadratic": fisher.quadratic(first, x, delta),
+        "solve": fisher.solve(first, xs, delta, damping=0.1).value,
+        "natural": solver.update(delta, solver.init(first), first, batch=xs)[0],
+    }
+    return {name: getattr(value, "args", value) for name, value in found.items()}, {}
 
 
 def told(path):

@@ -179,12 +179,9 @@ def _same_weights(found: Any, expected: dict[str, Any], what: str) -> float:
 def fisher_row(bench: Bench) -> Row:
     """Make F·v, mean over a batch."""
     xs = bench.images(bench.sizes.images)
-    graph, params, rest = _parts(bench.model)
+    graph, _, rest = _parts(bench.model)
     v = _parts(zoo.build(bench.model.config, nnx.Rngs(bench.seed + 1)))[1]
-
-    def product(params: Any, xs: Any, v: Any) -> Any:
-        apply = lambda w, x: nnx.merge(graph, w, rest)(x)  # noqa: E731
-        return fisher.matvec(apply, params, xs, v, batched=True)
+    product = partial(fisher.matvec, batched=True)
 
     def theirs() -> Any:
         direction = peers.weights_of(nnx.merge(graph, v, rest))
@@ -194,7 +191,7 @@ def fisher_row(bench: Bench) -> Row:
         ours = nnx.merge(graph, found[FOLIAX], rest)
         return {who: _same_weights(ours, w, "F·v") for who, w in found.items() if who == FUNC}
 
-    ours = compiled(FOLIAX, product, params, xs, v, units=len(xs))
+    ours = compiled(FOLIAX, product, bench.model, xs, v, units=len(xs))
     contenders = [ours, bench.forward(), *bench.theirs(FUNC, len(xs), theirs)]
     ratios = [beside_peers(), Ratio("foliax / forward", (FOLIAX,), (FORWARD,))]
     return Row("F·v, mean over a batch", "image", contenders, ratios, same)

@@ -117,3 +117,12 @@ def as_class(value: Any, num_classes: int, *, name: str) -> Int[Array, ""]:
     if not whole or (not is_traced(index) and not 0 <= int(index) < num_classes):
         raise ValueError(f"{name} must be a class, 0 … {num_classes - 1}, got {value!r}")
     return index.astype(jnp.int32)
+
+
+def as_num_pairs(k: Count | None, most: int, *, of: str) -> int:
+    """Return how many eigenpairs are asked for, None being all there are."""
+    if k is None:
+        return most
+    if not isinstance(k, Integral) or not 1 <= k <= most:
+        raise ValueError(f"k must be a whole number from 1 to {of} = {most}, got {k!r}")
+    return int(k)

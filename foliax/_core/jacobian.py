@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from foliax._backend.rewrite import differentiable, logits_of, precision_of
 from foliax._core.compile import NOT_TRACEABLE
 from foliax._core.likelihood import Likelihood
-from foliax._core.model_errors import APPLY, MODEL, Words, logits_inside, remedy, working_form
+from foliax._core.model_errors import logits_inside, remedy, working_form
 from foliax._core.types import Count, Model
 
 
@@ -32,23 +32,17 @@ def as_time(value: int, dtype: Any) -> Any:
     return float(value) if jnp.result_type(float) == dtype else jnp.asarray(value, dtype)
 
 
-def logits_struct(
-    model: Any, x: Array, likelihood: Likelihood, *, weights: tuple[Any, ...] = ()
-) -> jax.ShapeDtypeStruct:
-    """Trace the model once for the shape of its output, and refuse what is not a logit vector.
-
-    With `weights` the model is an `apply`, which takes them before the input.
-    """
-    words = APPLY if weights else MODEL
+def logits_struct(model: Any, x: Array, likelihood: Likelihood) -> jax.ShapeDtypeStruct:
+    """Trace the model once for the shape of its output, and refuse what is not a logit vector."""
     if not callable(model):
         raise ValueError(
-            f"{words.name} must be callable from {words.takes} to C logits, got "
+            "model must be callable from one input to C logits, got "
             f"{type(model).__name__}; bind the weights of a function, as "
             "jax.tree_util.Partial(module.apply, variables)"
         )
 
     def call(y: Array) -> Any:
-        return logits_of(model, *weights, y)
+        return logits_of(model, y)
 
     try:
         out = jax.eval_shape(call, x)
@@ -56,34 +50,32 @@ def logits_struct(
         raise  # its caller may try again with what the model captures as constants
     except Exception as error:
         at = f"x of shape {x.shape}, {x.dtype}"
-        found = remedy(error, model, call, x, likelihood, words)
+        found = remedy(error, model, call, x, likelihood)
         if found is None:
-            error.add_note(f"foliax called {words.call()} with {at}")
+            error.add_note(f"foliax called model(x) with {at}")
             raise
-        raise ValueError(f"{words.name} cannot be called at one input, {at}: {found}") from error
-    _check_logits(out, call, x, likelihood, words)
+        raise ValueError(f"model cannot be called at one input, {at}: {found}") from error
+    _check_logits(out, call, x, likelihood)
     return out
 
 
-def _check_logits(
-    out: Any, call: Callable[[Array], Any], x: Array, likelihood: Likelihood, words: Words
-) -> None:
+def _check_logits(out: Any, call: Callable[[Array], Any], x: Array, likelihood: Likelihood) -> None:
     """Refuse an output that is not one vector of floating logits."""
     shape = getattr(out, "shape", None)
     if shape is None:
         raise ValueError(
-            f"{words.name} must return one array of logits, got a {jax.tree.structure(out)}; "
-            f"{logits_inside(out, words)}"
+            f"model must return one array of logits, got a {jax.tree.structure(out)}; "
+            f"{logits_inside(out)}"
         )
     if len(shape) != 1:
-        form = working_form(call, x, likelihood, words) if shape else None
+        form = working_form(call, x, likelihood) if shape else None
         hint = "return all C logits of one input, and nothing else"
         raise ValueError(
-            f"{words.name} must map one input of shape {x.shape} to a vector (C,) of logits, got "
+            f"model must map one input of shape {x.shape} to a vector (C,) of logits, got "
             f"shape {shape}; {hint if form is None else f'wrap it as {form}'}"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"{words.name} must return floating-point logits, got dtype {out.dtype}")
+        raise ValueError(f"model must return floating-point logits, got dtype {out.dtype}")
     likelihood.check(shape[0])
 
 
@@ -135,7 +127,7 @@ def pushforward(
 
 def pull_rows(
     pull: Callable[[Array], Array], rows: Float[Array, "r c"], chunk: int | None
-) -> Float[Array, "r n"]:
+) -> Float[Array, "r ..."]:
     """Pull back each row, all at once or `chunk` at a time (memory is chunk reverse passes)."""
     if chunk is None or chunk >= rows.shape[0]:
         return jax.vmap(pull)(rows)

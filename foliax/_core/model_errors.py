@@ -8,7 +8,7 @@ errors, none is imported; what is not recognised is the model's own error, and i
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,32 +17,6 @@ from jax import ShapeDtypeStruct
 from foliax._backend.rewrite import WithOptions
 from foliax._core.compile import Captured
 from foliax._core.likelihood import Likelihood
-
-
-class Words(NamedTuple):
-    """How a message writes the call of a model.
-
-    Attributes:
-        name: Of the argument that is called.
-        takes: What it is called with.
-        first: What comes before the input in a call.
-    """
-
-    name: str
-    takes: str
-    first: str = ""
-
-    def call(self, inside: str = "x") -> str:
-        """Return the call at an input."""
-        return f"{self.name}({self.first}{inside})"
-
-    def wrapped(self, inside: str, after: str = "") -> str:
-        """Return the function of one input that makes this call."""
-        return f"lambda {self.first}x: {self.call(inside)}{after}"
-
-
-MODEL = Words("model", "one input")
-APPLY = Words("apply", "params and one input", "params, ")
 
 _BY_EVAL = "put it in evaluation mode: call model.eval()"
 _BY_INFERENCE = "put it in evaluation mode: model = eqx.nn.inference_mode(model)"
@@ -132,7 +106,6 @@ def remedy(
     call: Callable[[Any], Any],
     x: Any,
     likelihood: Likelihood,
-    words: Words,
 ) -> str | None:
     """Return what a model that raised is, and what helps; None where it is not recognised.
 
@@ -142,23 +115,20 @@ def remedy(
         call: x ↦ its output.
         x: The input at which it raised.
         likelihood: Says how many logits there may be.
-        words: How the model is called in the message.
     """
     for name, pattern, sentence in _KNOWN:
         if re.fullmatch(name, type(error).__name__) and re.search(pattern, str(error)):
             return sentence
-    if not words.first and _is_bare_apply(model):
+    if _is_bare_apply(model):
         return f"its first argument is its weights; {_BY_APPLY}"
-    wanted = _wanted(error, model, words)
+    wanted = _wanted(error, model)
     if wanted is not None:
         return wanted
-    form = working_form(call, x, likelihood, words)
+    form = working_form(call, x, likelihood)
     return None if form is None else f"it takes its input in another shape; wrap it as {form}"
 
 
-def working_form(
-    call: Callable[[Any], Any], x: Any, likelihood: Likelihood, words: Words
-) -> str | None:
+def working_form(call: Callable[[Any], Any], x: Any, likelihood: Likelihood) -> str | None:
     """Return a function of one input that gives a vector of logits, found by trying."""
     for text, form in _FORMS.items():
         try:
@@ -169,11 +139,11 @@ def working_form(
             likelihood.check(out.shape[-1])
         except Exception:
             continue
-        return words.wrapped(text, "[0]" if one else "")
+        return _wrapped(text, "[0]" if one else "")
     return None
 
 
-def logits_inside(out: Any, words: Words) -> str:
+def logits_inside(out: Any) -> str:
     """Return how to get the logits out of what is no array."""
     found = jax.tree_util.tree_leaves_with_path(out)
     if not found:
@@ -181,9 +151,14 @@ def logits_inside(out: Any, words: Words) -> str:
     vectors = [path for path, leaf in found if _is_vector(leaf)]
     place = jax.tree_util.keystr(vectors[0]) if vectors else "[0]"
     return (
-        f"pick the logits out, e.g. {words.wrapped('x', place)}, and put a model that returns a "
+        f"pick the logits out, e.g. {_wrapped('x', place)}, and put a model that returns a "
         "new state in evaluation mode first"
     )
+
+
+def _wrapped(inside: str, after: str = "") -> str:
+    """Return the function of one input that calls the model with this."""
+    return f"lambda x: model({inside}){after}"
 
 
 def _is_vector(leaf: Any) -> bool:
@@ -201,7 +176,7 @@ def _is_bare_apply(model: Any) -> bool:
     return is_apply and len(given) == 1 and hasattr(given[0], "init")
 
 
-def _wanted(error: Exception, model: Any, words: Words) -> str | None:
+def _wanted(error: Exception, model: Any) -> str | None:
     """Return how to bind what the model wants beside x, where it is this that Python misses."""
     said = str(error)
     missing = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)", said)
@@ -210,15 +185,15 @@ def _wanted(error: Exception, model: Any, words: Words) -> str | None:
     names, direct = re.findall(r"'(\w+)'", missing[1]), _is_name_of(said, model)
     if all(name in _BOUND for name in names) and ("__call__()" in said or direct):
         bound = ", ".join(f"{name}={_BOUND[name]}" for name in names)
-        advice = f"bind: {words.wrapped(f'x, {bound}', '[0]' if 'state' in names else '')}"
+        advice = f"bind: {_wrapped(f'x, {bound}', '[0]' if 'state' in names else '')}"
         if {"state", "key", "rng"} & set(names):
             advice += "; put the network in evaluation mode first, by eqx.nn.inference_mode(model)"
         return f"{said}; {advice}"
     if direct:
         return (
-            f"{said}; foliax calls {words.call()}: bind what else it takes, "
-            f"jax.tree_util.Partial({words.name}, weights) where weights come first, or "
-            f"{words.wrapped('x, …')}"
+            f"{said}; foliax calls model(x): bind what else it takes, "
+            "jax.tree_util.Partial(model, weights) where weights come first, or "
+            f"{_wrapped('x, …')}"
         )
     return None
 

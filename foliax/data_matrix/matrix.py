@@ -6,14 +6,14 @@ Everything here goes through the factor A = Lᵀ J with S = L Lᵀ (C − 1 rows
 `matvec` and `quadratic`, through products with J alone. Only `matrix` forms n × n.
 """
 
-from numbers import Integral
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from foliax._backend.rewrite import logits_of
 from foliax._core.checks import (
+    as_num_pairs,
     as_point,
     as_tangent,
     check_choice,
@@ -47,15 +47,15 @@ __all__ = [
 
 
 class Eigen(NamedTuple):
-    """The leading eigenpairs of G.
+    """The leading eigenpairs of G, or of F.
 
     Attributes:
         values: (k,), descending.
-        vectors: (k, *x.shape), orthonormal.
+        vectors: (k, *x.shape), orthonormal; of F a pytree like the weights, k of each.
     """
 
     values: Float[Array, " k"]
-    vectors: Float[Array, "k ..."]
+    vectors: PyTree[Float[Array, "k ..."]]
 
 
 class Spectrum(NamedTuple):
@@ -271,7 +271,7 @@ def eigh(
     check_choice(method, name="method", choices=("factor", "lanczos"))
     x = as_point(x)
     most = min(x.size, num_rows(model, x, likelihood))
-    k = _check_k(k, most)
+    k = as_num_pairs(k, most, of="min(n, C - 1)")
     if method == "lanczos":
         steps = min(2 * k + 20, most) if num_iterations is None else num_iterations
         check_count(steps, name="num_iterations")
@@ -451,11 +451,3 @@ def quadratic(
     weights, rows = likelihood.factor(logits)
     seen = weights * dot(rows, pushforward(pull, logits, delta.ravel().astype(logits.dtype)))
     return jnp.sum(seen**2) / 2
-
-
-def _check_k(k: Count | None, most: int) -> int:
-    if k is None:
-        return most
-    if not isinstance(k, Integral) or not 1 <= k <= most:
-        raise ValueError(f"k must be a whole number from 1 to min(n, C - 1) = {most}, got {k!r}")
-    return int(k)

@@ -1,7 +1,6 @@
-"""How far a step of the parameters may go: until the outputs have changed by so many nats."""
+"""How far a step of the weights may go: until the outputs have changed by so many nats."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,15 @@ from jaxtyping import Array, Float, PyTree
 
 from foliax._backend.rewrite import logits_of
 from foliax._core.likelihood import Likelihood
+from foliax._core.types import Model
 
 _SHORTENINGS = 30  # each to nine tenths at most
 _SLACK = 1.1  # what the third order adds to half the squared length is no reason to go on
 
 
 def within(
-    apply: Callable[[Any, Array], Array],
-    params: PyTree,
+    rebuild: Callable[[PyTree], Model],
+    weights: PyTree,
     xs: Float[Array, "b ..."],
     v: PyTree,
     max_kl: float | Array,
@@ -29,11 +29,14 @@ def within(
     Half the squared Fisher length is the KL of a short step alone: a saturated output is nearly
     flat at w and steep at the end of a long one.
     """
-    logits = jax.vmap(lambda x: logits_of(apply, params, x))(xs)
+
+    def logits_at(w: PyTree) -> Float[Array, "b c"]:
+        return jax.vmap(lambda x: logits_of(rebuild(w), x))(xs)
+
+    logits = logits_at(weights)
 
     def measured(scale: Array) -> Array:
-        moved = jax.tree.map(jnp.subtract, params, scaled(scale, v))
-        change = jax.vmap(lambda x: logits_of(apply, moved, x))(xs) - logits
+        change = logits_at(jax.tree.map(jnp.subtract, weights, scaled(scale, v))) - logits
         return jnp.mean(jax.vmap(likelihood.kl)(logits, change))
 
     def too_far(carry: tuple[Array, Array, Array]) -> Array:
@@ -46,8 +49,8 @@ def within(
         scale = scale * jnp.clip(factor, 0.1, 0.9).astype(scale.dtype)
         return scale, measured(scale), count + 1
 
-    whole = jnp.ones((), ravel_pytree(v)[0].dtype)
-    start = whole, measured(whole), jnp.zeros((), int)
+    one = jnp.ones((), ravel_pytree(v)[0].dtype)
+    start = one, measured(one), jnp.zeros((), int)
     return scaled(lax.while_loop(too_far, shorten, start)[0], v)
 
 

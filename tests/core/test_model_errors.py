@@ -340,21 +340,23 @@ def test_every_function_says_so(name, function):
 
 
 OF_THE_WEIGHTS = {
-    "matvec": lambda apply, params, x: fisher.matvec(apply, params, x, params),
-    "batch": lambda apply, params, x: fisher.matvec(apply, params, x[None], params, batched=True),
-    "kl": lambda apply, params, x: fisher.kl(apply, params, x, params),
-    "quadratic": lambda apply, params, x: fisher.quadratic(apply, params, x, params),
-    "solve": lambda apply, params, x: fisher.solve(apply, params, x[None], params, damping=1.0),
+    "matvec": lambda model, x: fisher.matvec(model, x, model),
+    "batch": lambda model, x: fisher.matvec(model, x[None], model, batched=True),
+    "kl": lambda model, x: fisher.kl(model, x, model),
+    "quadratic": lambda model, x: fisher.quadratic(model, x, model),
+    "solve": lambda model, x: fisher.solve(model, x[None], model, damping=1.0),
+    "factor": fisher.factor,
+    "trace": fisher.trace,
 }
 
 
 @pytest.mark.parametrize("function", OF_THE_WEIGHTS)
-def test_functions_of_the_weights_speak_of_apply(function):
+def test_functions_of_the_weights_say_so_too(function):
     call, net = OF_THE_WEIGHTS[function], LinenConv()
     params = variables(net, IMAGE[None])
-    with pytest.raises(ValueError, match=r"lambda params, x: apply\(params, x\[None\]\)\[0\]"):
-        call(net.apply, params, IMAGE)
-    out = call(lambda params, x: net.apply(params, x[None])[0], params, IMAGE)
+    with pytest.raises(ValueError, match=r"lambda x: model\(x\[None\]\)\[0\]"):
+        call(Partial(net.apply, params), IMAGE)
+    out = call(Partial(lambda params, x: net.apply(params, x[None])[0], params), IMAGE)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(out))
 
 

@@ -155,11 +155,10 @@ def same_weights(ours, theirs):
 
 
 def test_fisher_product(model, net, xs):
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, _, rest = nnx.split(model, nnx.Param, ...)
     other = jax.tree.map(lambda a: a.astype(jnp.float64), small(1))
     v = nnx.split(other, nnx.Param, ...)[1]
-    product = partial(fisher.matvec, lambda w, x: nnx.merge(graph, w, rest)(x), batched=True)
-    ours = jax.jit(product)(params, xs, v)
+    ours = fisher.matvec(model, xs, v, batched=True)
     theirs = peers.fisher_product(net, peers.tensor(xs), peers.weights_of(other))
     same_weights(nnx.merge(graph, ours, rest), theirs)
 

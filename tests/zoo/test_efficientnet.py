@@ -109,9 +109,9 @@ def test_fisher_product_is_that_of_the_jacobian():
 
     @jax.jit
     def both(params, x, v):
-        jacobian = jax.jacrev(apply)(params, x)
+        jacobian, model = jax.jacrev(apply)(params, x), nnx.merge(definition, params)
         flat = jnp.concatenate([leaf.reshape(5, -1) for leaf in jax.tree.leaves(jacobian)], axis=1)
-        return ravel_pytree(fisher.matvec(apply, params, x, v))[0], flat, apply(params, x)
+        return ravel_pytree(fisher.matvec(model, x, v))[0], flat, apply(params, x)
 
     v = random_like(params)
     product, flat, logits = both(params, _image(), v)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.tree_util import Partial
 
 import foliax
 from foliax import fisher
@@ -82,7 +83,7 @@ def test_the_geometry_sees_no_difference():
         return (
             foliax.factor(model, x),
             foliax.matvec(model, x, v),
-            fisher.matvec(apply, weights, x, weights),
+            fisher.matvec(Partial(apply, weights), x, Partial(apply, weights)).args,
             hessian,
             brackets.outside,
         )
