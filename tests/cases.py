@@ -1,5 +1,6 @@
 """Problem models for the geometry, each a pytree from one input to C logits."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -125,6 +126,16 @@ def central_difference(f, x, direction, step=1e-5):
         return f(jax.tree.map(lambda a, b: a + t * step * b, x, direction))
 
     return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
+
+
+@functools.cache
+def compilations():
+    """Return the list of all that XLA has compiled since the first call, which grows."""
+    found = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: found.append(event) if "backend_compile" in event else None
+    )
+    return found
 
 
 def name_of(status):

@@ -111,6 +111,7 @@ CALLS: dict[str, Call] = {
         m, x, Y, along="kernel", box=foliax.Box(-4.0, 4.0), **ROWS),
     "walk as published": lambda m, x: foliax.walk(m, x, Y, scheme="published", **ROWS),
     "map": lambda m, _: foliax.map(foliax.walk, m, XS, YS, **ROWS),
+    "map of scores": lambda m, _: foliax.map(ood.score, m, XS, references=YS, **FEW),
     "drift": lambda m, x: foliax.drift(m, x, V, **ROWS),
     "map of drifts along the kernel": lambda m, _: foliax.map(
         foliax.drift, m, XS, YS, along="kernel", **ROWS),
@@ -163,22 +164,15 @@ CALLS: dict[str, Call] = {
     "denoise.nearest_by_class": lambda m, x: denoise.nearest_by_class(m, x, YS, LABELS, 1),
     "denoise.nearest_by_feature": lambda m, x: denoise.nearest_by_feature(m, x, YS, 1),
     "denoise.project": lambda m, x: denoise.project(m, x, YS, **FEW),
-    "denoise.project_many": lambda m, _: denoise.project_many(m, XS, YS[:, None], **FEW),
     "denoise.denoise": lambda m, x: denoise.denoise(m, x, YS, **FEW),
-    "denoise.denoise_many": lambda m, _: denoise.denoise_many(m, XS, YS[:, None], **FEW),
     "denoise.exchange_kernel": lambda m, x: denoise.exchange_kernel(m, x, Y),
     "explain.reach": lambda m, x: explain.reach(m, x, 1, **FEW),
     "explain.reach in G's metric": lambda m, x: explain.reach(m, x, 1, metric="fisher", **FEW),
     "explain.explain": lambda m, x: explain.explain(m, x, **FEW),
-    "explain.explanations": lambda m, _: explain.explanations(m, XS, **FEW),
     "generate.approach": lambda m, x: generate.approach(m, x, Y, **ROWS),
-    "generate.approaches": lambda m, _: generate.approaches(m, XS, YS, **ROWS),
     "generate.diffuse": lambda m, x: generate.diffuse(m, x, KEY, 0.1, num_steps=2, save_every=1),
-    "generate.diffusions": lambda m, _: generate.diffusions(
-        m, XS, KEYS, 0.1, num_steps=2, save_every=1),
     "ood.prepare": lambda m, _: ood.prepare(m, YS),
     "ood.score": lambda m, x: ood.score(m, x, YS, **FEW),
-    "ood.scores": lambda m, _: ood.scores(m, XS, YS, **FEW),
     "transfer.spectra": lambda m, _: transfer.spectra(m, XS),
 }  # fmt: skip
 

@@ -51,7 +51,7 @@ def test_every_public_name_is_on_its_page(page, module, names):
     on_page = [path for name, path in DIRECTIVES if name == page]
     assert len(on_page) == len(set(on_page))
     shown = {path.rpartition(".")[2]: resolve_name(path) for path in on_page}
-    assert len(names) >= 5  # the module's names were found at all
+    assert len(names) >= 3  # the module's names were found at all
     assert {name for name in names if shown.get(name) is not getattr(module, name)} == set()
 
 

@@ -64,8 +64,8 @@ class Case(NamedTuple):
 
 def project(model: Any, images: Images, **options: Any) -> app.Projected:
     """Return the points on the leaves of the references that are closest to the images."""
-    block = 1 if on_cpu() else images.references.shape[0] * images.references.shape[1]
-    fn = partial(app.project_many, block=block, **options)
+    block = 1 if on_cpu() else len(images.noisy)
+    fn = partial(foliax.map, app.project, block=block, **options)
     return in_parts(fn, model, images.noisy, images.references)
 
 

@@ -13,6 +13,7 @@ from scipy.spatial.distance import pdist
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
+import foliax
 from experiments.harness import command, noise, run
 from experiments.harness.judge import Judge
 from experiments.harness.populations import endings, flat, norms, predict, quartiles
@@ -135,12 +136,13 @@ def make(model: Any, dataset: Any, task: Task, config: Command) -> dict[str, Mad
     size, dimension = xs[0].size, dataset.num_classes - 1
     length = config.length * float(np.mean(task.spread[task.labels]))
     seeds = jax.random.key_data(jax.random.split(key, len(xs)))
-    motion = partial(_diffused, num_steps=config.steps, save_every=config.steps)
+    motion = partial(foliax.map, _diffused, num_steps=config.steps, save_every=config.steps)
     on_leaf = partial(motion, time=length**2 / dimension)
     off_leaf = partial(motion, time=length**2 / (size - dimension), along="kernel", box=dataset.box)
     walk = partial(
-        _approached, step=_STEP, max_steps=config.walk_steps, save_every=config.walk_steps,
-        stall=1e-2, block=1 if run.on_cpu() else len(xs),  # walks differ much in length
+        foliax.map, _approached, step=_STEP, max_steps=config.walk_steps,
+        save_every=config.walk_steps, stall=1e-2,
+        block=1 if run.on_cpu() else len(xs),  # walks differ much in length
     )  # fmt: skip
     programs = {
         "leaf": (on_leaf, seeds, floor),
@@ -158,13 +160,13 @@ def make(model: Any, dataset: Any, task: Task, config: Command) -> dict[str, Mad
     return {name: one._replace(images=one.images.reshape(shape)) for name, one in made.items()}
 
 
-def _diffused(model: Any, xs: Any, seeds: Any, labels: Any, floor: Any, **options: Any) -> Any:
-    keys = jax.random.wrap_key_data(seeds)
-    return generate.diffusions(model, xs, keys, labels=labels, threshold=floor, **options)
+def _diffused(model: Any, x: Any, seed: Any, label: Any, floor: Any, **options: Any) -> Any:
+    key = jax.random.wrap_key_data(seed)
+    return generate.diffuse(model, x, key, label=label, threshold=floor, **options)
 
 
-def _approached(model: Any, xs: Any, targets: Any, labels: Any, floor: Any, **options: Any) -> Any:
-    return generate.approaches(model, xs, targets, labels=labels, threshold=floor, **options)
+def _approached(model: Any, x: Any, target: Any, label: Any, floor: Any, **options: Any) -> Any:
+    return generate.approach(model, x, target, label=label, threshold=floor, **options)
 
 
 def _baselines(xs: Any, targets: Any, made: Mapping[str, Made], key: Any) -> dict[str, Made]:

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+import foliax
 from experiments.harness.run import in_parts
 from foliax.apps import ood
 
@@ -82,7 +82,7 @@ def _by_all(
     model: Any, references: ood.References, family: str, options: dict[str, Any], xs: np.ndarray
 ) -> Named:
     """Score each image by all references of a family."""
-    fn = partial(ood.scores, references=references, **options)
+    fn = partial(foliax.map, ood.score, references=references, **options)
     kept = _named(in_parts(fn, model, xs, rows=1 if options["feet"] else 4))
     found = {name: kept.pop(name) for name in AT_X}
     for name, values in kept.items():
@@ -100,8 +100,8 @@ def _by_own(
 
 
 def _against_own(model: Any, xs: Any, points: Any, **options: Any) -> ood.Scores:
-    places = jnp.arange(len(xs))[:, None]
-    return ood.scores(model, xs, ood.prepare(model, points), choice=places, **options)
+    own = jax.tree.map(lambda rows: rows[:, None], ood.prepare(model, points))
+    return foliax.map(ood.score, model, xs, own, **options)
 
 
 def _options(flow: dict[str, Any], feet: bool) -> dict[str, Any]:

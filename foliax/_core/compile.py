@@ -35,21 +35,36 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Python numbers, strings and functions are part of the program. A function that cannot run on
     traced captured arrays gets them as constants.
     """
-    admits = tuple(map(_admits_arrays, inspect.signature(function).parameters.values()))
+    admits = tuple(map(admits_arrays, inspect.signature(function).parameters.values()))
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
         pairs = itertools.zip_longest(args, admits[: len(args)])
         given = tuple(_as_array(value) if admit else value for value, admit in pairs), options
-        try:
-            return _run(function, jax.tree.map(opened, given))
-        except NOT_TRACEABLE:
-            return _run(function, given)
+        return _opened_or_not(functools.partial(_run, function), given)
 
     return call
 
 
-def _run(function: Callable[..., R], given: tuple[tuple, dict[str, Any]]) -> R:
+def traced(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return the shapes of what a function returns, as it is compiled, without compiling it.
+
+    Python numbers are known in it: what refuses their values is raised.
+    """
+    run = functools.partial(_run, function, shapes_only=True)
+    return _opened_or_not(run, (args, options))
+
+
+def _opened_or_not(run: Callable[[Any], R], given: tuple[tuple, dict[str, Any]]) -> R:
+    try:
+        return run(jax.tree.map(opened, given))
+    except NOT_TRACEABLE:
+        return run(given)
+
+
+def _run(
+    function: Callable[..., Any], given: tuple[tuple, dict[str, Any]], shapes_only: bool = False
+) -> Any:
     leaves, treedef = jax.tree.flatten(given)
     places = tuple(map(_is_array, leaves))
     arrays = [leaf for leaf, is_array in zip(leaves, places, strict=True) if is_array]
@@ -59,7 +74,7 @@ def _run(function: Callable[..., R], given: tuple[tuple, dict[str, Any]]) -> R:
         program = _program(function, treedef, places, fixed, tuple(map(type, fixed)))
     except TypeError:  # what cannot be hashed cannot be looked up
         return function(*given[0], **given[1])
-    return program(arrays)
+    return program.eval_shape(arrays) if shapes_only else program(arrays)
 
 
 @functools.lru_cache(maxsize=_MOST_PROGRAMS)
@@ -69,7 +84,7 @@ def _program(
     places: tuple[bool, ...],
     fixed: tuple[Any, ...],
     kinds: tuple[type, ...],
-) -> Callable[[list[Any]], R]:
+) -> Any:
     del kinds  # distinguishes 1 from True and 1.0
 
     def run(arrays: list[Any]) -> R:
@@ -88,7 +103,7 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array)
 
 
-def _admits_arrays(parameter: inspect.Parameter) -> bool:
+def admits_arrays(parameter: inspect.Parameter) -> bool:
     """Return whether the signature lets a parameter be an array, of whatever shape."""
     kinds = (parameter.annotation, *get_args(parameter.annotation))
     return any(getattr(kind, "array_type", kind) is jax.Array for kind in kinds)

@@ -1,5 +1,7 @@
 """One function over many inputs, in one compiled program."""
 
+import functools
+import inspect
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from foliax._core.checks import check_count, check_key, refuse_deleted
-from foliax._core.compile import compiled
+from foliax._core.compile import admits_arrays, compiled, traced
 from foliax._core.types import Count, Model
 
 
@@ -32,7 +34,9 @@ def map(
         *xs: Inputs, as arrays (or pytrees of arrays) stacked along axis 0.
         block: Inputs that are worked on at once, ≥ 1: few on a CPU, all on an accelerator.
         **options: Those of fn, shared by all, but for a `key`: it is split, so that each input has
-            its own randomness.
+            its own randomness. Another number where fn takes `float | Array` compiles
+            nothing again. What differs from input to input is one of xs:
+            `lambda model, x, label: fn(model, x, label=label)`.
 
     Returns:
         What fn returns, every array with a leading axis over the inputs.
@@ -51,6 +55,8 @@ def map(
     check_count(block, name="block")
     if not callable(fn):
         raise ValueError(f"fn must be a function of (model, x), got {type(fn).__name__}")
+    if isinstance(fn, functools.partial) and not fn.args:  # made again, it is another function
+        fn, options = fn.func, fn.keywords | options
     refuse_deleted(xs, name="xs")
     xs = jax.tree.map(jnp.asarray, xs)
     number = _number(xs)
@@ -61,16 +67,34 @@ def map(
     if options.get("key") is not None:
         check_key(options["key"])
         own["key"] = jax.random.split(options["key"], number)
-    return _mapped(fn, model, xs, own, block, options)
+    numbers = _numbers(fn, options)
+    if numbers:  # in the program they are unknown, and nothing could refuse them
+        traced(_lanes, fn, model, xs, own, block, options)
+    return _mapped(fn, model, xs, own, block, options | numbers)
 
 
-@compiled
-def _mapped(fn: Any, model: Any, xs: Any, own: Any, block: int, options: Any) -> Any:
+def _lanes(fn: Any, model: Any, xs: Any, own: Any, block: int, options: Any) -> Any:
     def one(each: tuple[Any, Any]) -> Any:
         inputs, mine = each
         return fn(model, *inputs, **{**options, **mine})
 
     return lax.map(one, (xs, own), batch_size=None if block == 1 else block)
+
+
+_mapped = compiled(_lanes)
+
+
+def _numbers(fn: Any, options: dict[str, Any]) -> dict[str, Array]:
+    """Return the options that are plain numbers where arrays may be: others compile nothing."""
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # what says nothing of its arguments
+        return {}
+    return {
+        name: jnp.asarray(value)
+        for name, value in options.items()
+        if isinstance(value, float) and name in parameters and admits_arrays(parameters[name])
+    }
 
 
 def _number(xs: tuple[Any, ...]) -> int:

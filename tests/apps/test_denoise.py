@@ -16,16 +16,14 @@ from foliax.apps.denoise import (
     choose,
     combine,
     denoise,
-    denoise_many,
     exchange_kernel,
     nearest,
     nearest_by_class,
     nearest_by_feature,
     project,
-    project_many,
 )
 from foliax.flow.path import Code, as_status
-from tests.cases import CASES, leaf_projector, linear, name_of
+from tests.cases import CASES, compilations, leaf_projector, linear, name_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -194,20 +192,16 @@ def test_a_broken_reference_is_left_out_and_a_broken_image_comes_back(projected)
 
 
 def test_batches_and_their_order_do_not_matter():
-    traced = []
-
-    def counted(x):
-        traced.append(1)
-        return MODEL(x)
-
     xs = IMAGES[:5]
     references = IMAGES[5:][choose(xs, IMAGES[5:], 3)]
-    whole = denoise_many(Partial(counted), xs, references, block=2)
-    before = len(traced)
-    turned = denoise_many(Partial(counted), xs[::-1], references[::-1], block=2)
+    many = partial(foliax.map, denoise, MODEL, block=2)
+    whole = many(xs, references, level=0.0, step=0.1)
+    backwards = xs[::-1], references[::-1]
+    before = len(compilations())
+    turned = many(*backwards, level=0.0, step=0.1)
+    other = many(xs, references, level=3.0, step=0.2)
+    assert len(compilations()) == before  # another level is no other program
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[::-1], b, atol=1e-12), turned, whole)
-    other = denoise_many(Partial(counted), xs, references, block=2, level=3.0, step=0.2)
-    assert len(traced) == before  # another level is no other program
     assert (other.status == Status.arrived).any()
     # One by one, and the references the other way round.
     for i in (0, 3):
@@ -216,7 +210,7 @@ def test_batches_and_their_order_do_not_matter():
         swapped = denoise(MODEL, xs[i], references[i][::-1])
         np.testing.assert_allclose(swapped.image, single.image, atol=1e-12)
         np.testing.assert_allclose(swapped.distances[::-1], single.distances, atol=1e-12)
-    alone = denoise_many(MODEL, xs, references, block=1)
+    alone = foliax.map(denoise, MODEL, xs, references, block=1)
     np.testing.assert_allclose(alone.image, whole.image, atol=1e-12)
 
 
@@ -288,9 +282,11 @@ def test_choosing_for_many_is_choosing_for_each(by):
         (lambda: project(MODEL, X, X), r"references must have shape \(k, \*x.shape\)"),
         (lambda: project(MODEL, X, REFERENCES, level=-1.0), "level must be a finite number >= 0"),
         (lambda: project(MODEL, X, REFERENCES, step=0.0), "step must be a finite number > 0"),
-        (lambda: project_many(MODEL, IMAGES, REFERENCES), r"references must have shape \(N, k"),
-        (lambda: project_many(MODEL, jnp.zeros(3), REFERENCES), "xs must be stacked"),
-        (lambda: project_many(MODEL, X[None], X[None, None], block=0), "block must be a whole"),
+        (lambda: foliax.map(project, MODEL, X[None], X[None]), r"references must have shape \(k"),
+        (
+            lambda: foliax.map(project, MODEL, X[None], X[None, None], level=-1.0),
+            "level must be a finite number >= 0",
+        ),
         (lambda: denoise(MODEL, X, REFERENCES, by="worst"), "by must be one of 'best', 'mean'"),
         (lambda: denoise(MODEL, X, REFERENCES, by="weighted"), "needs bandwidth="),
         (lambda: denoise(MODEL, X, REFERENCES, noise=0.0), "noise must be a finite number > 0"),

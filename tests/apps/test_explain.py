@@ -12,10 +12,10 @@ from jax.tree_util import Partial
 from scipy.optimize import minimize, nnls
 from scipy.stats import spearmanr
 
+import foliax
 from foliax import Status
 from foliax.apps.explain import (
     explain,
-    explanations,
     nearest_distribution,
     order,
     rank_correlation,
@@ -289,8 +289,8 @@ def test_the_rank_correlation_is_spearmans(seed):
 def test_a_batch_is_its_members_whatever_its_size_and_order(block):
     model, x, *_ = CASES["relu"]
     xs = x + jax.random.normal(jax.random.key(0), (3, *x.shape))
-    found = explanations(model, xs, block=block, step=0.5, max_steps=100)
-    turned = explanations(model, xs[::-1], block=2, step=0.5, max_steps=100)
+    found = foliax.map(explain, model, xs, block=block, step=0.5, max_steps=100)
+    turned = foliax.map(explain, model, xs[::-1], block=2, step=0.5, max_steps=100)
     for name in ("end", "chord", "length", "fisher", "bound", "num_steps"):
         for kind in ("nearest", "fisher"):
             mine, theirs = (getattr(getattr(each, kind), name) for each in (found, turned))
@@ -309,8 +309,7 @@ def test_a_batch_is_its_members_whatever_its_size_and_order(block):
         (lambda m, x: reach(m, x, 1, metric="hyperbolic"), "metric must be one of"),
         (lambda m, x: reach(m, x, 1, step=0.0), "step must be a finite number > 0"),
         (lambda m, x: reach(m, x, 1, max_steps=0), "max_steps must be a whole number >= 1"),
-        (lambda m, x: explanations(m, x), "xs must be stacked along axis 0"),
-        (lambda m, x: explanations(m, x[None], block=0), "block must be a whole number >= 1"),
+        (lambda m, x: foliax.map(explain, m, x[None], step=0.0), "step must be a finite number"),
         (lambda *_: nearest_distribution(jnp.ones(1), 0), "p must be .* C >= 2 classes"),
         (lambda *_: nearest_distribution(jnp.ones(3) / 3, 3), "to must be a class, 0 … 2"),
     ],

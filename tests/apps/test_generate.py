@@ -11,8 +11,8 @@ from scipy.optimize import minimize
 
 import foliax
 from foliax import Box, Status
-from foliax.apps.generate import approach, approaches, diffuse, diffusions
-from tests.cases import CASES, leaf_projector, name_of
+from foliax.apps.generate import approach, diffuse
+from tests.cases import CASES, compilations, leaf_projector, name_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -68,8 +68,17 @@ def test_on_a_plane_the_motion_stays_in_it_and_above_the_threshold(dtype):
 def test_without_a_threshold_it_is_brownian_motion(along, dimension):
     keys = jax.random.split(jax.random.key(1), 1000)
     xs = jnp.tile(X, (1000, 1))
-    found = diffusions(
-        PLANE, xs, keys, 0.7, along=along, threshold=0.0, num_steps=20, save_every=20, block=1000
+    found = foliax.map(
+        diffuse,
+        PLANE,
+        xs,
+        keys,
+        time=0.7,
+        along=along,
+        threshold=0.0,
+        num_steps=20,
+        save_every=20,
+        block=1000,
     )
     assert not found.refused.any()
     agrees(found.distance[:, -1] ** 2, dimension * 0.7)
@@ -79,8 +88,15 @@ def test_the_kernel_motion_is_right_on_a_sphere():
     model = Partial(lambda x: jnp.stack([jnp.sum(x**2), 0 * x[0]]))
     x, time = jnp.array([1.0, 0.0, 0.0]), 0.8
     keys = jax.random.split(jax.random.key(2), 1000)
-    found = diffusions(
-        model, jnp.tile(x, (1000, 1)), keys, time, along="kernel", num_steps=60, block=1000
+    found = foliax.map(
+        diffuse,
+        model,
+        jnp.tile(x, (1000, 1)),
+        keys,
+        time=time,
+        along="kernel",
+        num_steps=60,
+        block=1000,
     )
     np.testing.assert_allclose(jnp.linalg.norm(found.end, axis=1), 1, rtol=1e-4)
     agrees(jnp.sum((found.end - x) ** 2, axis=1), 2 * (1 - np.exp(-time)), bias=0.03)
@@ -91,8 +107,15 @@ def test_heun_takes_the_noise_as_stratonovich_does():
     model = Partial(lambda x: jnp.stack([x[0] + x[1] ** 2 / 2, 0 * x[0]]))
     x, time = jnp.array([0.0, 1.0]), 0.3
     keys = jax.random.split(jax.random.key(3), 1500)
-    found = diffusions(
-        model, jnp.tile(x, (1500, 1)), keys, time, threshold=0.0, num_steps=40, block=1500
+    found = foliax.map(
+        diffuse,
+        model,
+        jnp.tile(x, (1500, 1)),
+        keys,
+        time=time,
+        threshold=0.0,
+        num_steps=40,
+        block=1500,
     )
     np.testing.assert_allclose(found.end[:, 1], jnp.exp(found.end[:, 0]), rtol=2e-2)
     sample = partial(foliax.brownian, model, x, time=time, num_steps=40, save_every=40)
@@ -107,8 +130,8 @@ def test_in_the_long_run_the_allowed_part_is_visited_evenly():
     # p_0 = 1 / (1 + 2 cosh(x) / e): at the threshold cosh(x) = e / 2.
     edge = np.arccosh(np.e / 2)
     keys = jax.random.split(jax.random.key(5), 1500)
-    found = diffusions(
-        Partial(off_center), jnp.tile(x, (1500, 1)), keys, 3.0, threshold=threshold,
+    found = foliax.map(
+        diffuse, Partial(off_center), jnp.tile(x, (1500, 1)), keys, time=3.0, threshold=threshold,
         num_steps=300, block=1500,
     )  # fmt: skip
     assert float(jnp.abs(found.points).max()) <= edge + 1e-9
@@ -250,21 +273,21 @@ def test_rows_are_kept_every_so_many_steps():
 def test_a_batch_is_its_members_whatever_its_size_and_order(block):
     xs = X + 0.1 * jax.random.normal(jax.random.key(0), (4, 6))
     keys = jax.random.split(jax.random.key(1), 4)
-    labels = jnp.array([0, 0, 1, 0])
-    options: dict = {"num_steps": 20, "save_every": 5}
-    options["threshold"] = jnp.array([0.5, 0.6, 0.6, 0.5])
-    many = diffusions(PLANE, xs, keys, 2.0, labels=labels, block=block, **options)
-    turned = diffusions(
-        PLANE,
-        xs[::-1],
-        keys[::-1],
-        2.0,
-        labels=labels[::-1],
-        block=1,
-        **(options | {"threshold": options["threshold"][::-1]}),
-    )
-    walked = approaches(PLANE, xs, xs[::-1] + 1, labels=labels, block=block, max_steps=30)
-    back = approaches(PLANE, xs[::-1], xs + 1, labels=labels[::-1], block=1, max_steps=30)
+    labels, thresholds = jnp.array([0, 0, 1, 0]), jnp.array([0.5, 0.6, 0.6, 0.5])
+
+    def moved(model, x, key, label, threshold):
+        return diffuse(
+            model, x, key, 2.0, label=label, threshold=threshold, num_steps=20, save_every=5
+        )
+
+    def towards(model, x, target, label):
+        return approach(model, x, target, label=label, max_steps=30)
+
+    given = xs, keys, labels, thresholds
+    many = foliax.map(moved, PLANE, *given, block=block)
+    turned = foliax.map(moved, PLANE, *(rows[::-1] for rows in given), block=1)
+    walked = foliax.map(towards, PLANE, xs, xs[::-1] + 1, labels, block=block)
+    back = foliax.map(towards, PLANE, xs[::-1], xs + 1, labels[::-1], block=1)
     for found, other in ((many, turned), (walked, back)):
         for name in NAMES:
             mine, theirs = getattr(found, name), getattr(other, name)[::-1]
@@ -272,26 +295,21 @@ def test_a_batch_is_its_members_whatever_its_size_and_order(block):
         assert name_of(found.status) == name_of(other.status)[::-1]
     # The label of the third is not there.
     assert name_of(many.status) == ["completed", "completed", "boundary", "completed"]
-    again = diffusions(PLANE, xs, keys, 2.0, labels=labels, block=block, **options)
+    again = foliax.map(moved, PLANE, *given, block=block)
     np.testing.assert_array_equal(many.points, again.points)
 
 
 def test_the_model_is_an_argument_and_new_weights_do_not_compile_again():
-    traced = []
-
-    def model(params, x):
-        traced.append(None)
-        return params @ x
-
     keys = jax.random.split(jax.random.key(0), 2)
-    xs, weights = jnp.stack([X, X]), PLANE.args[0]
-    options = {"num_steps": 4, "save_every": 2}
-    diffusions(Partial(model, weights), xs, keys, 1.0, **options)
-    approaches(Partial(model, weights), xs, xs + 1, max_steps=4)
-    count = len(traced)
-    diffusions(Partial(model, 1.1 * weights), xs, keys, 2.0, **options)
-    approaches(Partial(model, 1.1 * weights), xs, xs + 2, max_steps=4)
-    assert len(traced) == count
+    xs, ys, zs = (jnp.stack([X, X]) + shift for shift in (0, 1, 2))
+    first, other = PLANE, jax.tree.map(lambda w: 1.1 * w, PLANE)
+    steps = {"num_steps": 4, "save_every": 2}
+    foliax.map(diffuse, first, xs, keys, time=1.0, **steps)
+    foliax.map(approach, first, xs, ys, max_steps=4, threshold=0.5)
+    count = len(compilations())
+    foliax.map(diffuse, other, xs, keys, time=2.0, **steps)
+    foliax.map(approach, other, xs, zs, max_steps=4, threshold=0.4)
+    assert len(compilations()) == count
 
 
 @pytest.mark.parametrize(
@@ -307,13 +325,8 @@ def test_the_model_is_an_argument_and_new_weights_do_not_compile_again():
         (lambda _: approach(PLANE, X, X[:2]), "target must have the shape of x"),
         (lambda _: approach(PLANE, X, X, step=0.0), "step must be a finite number > 0"),
         (lambda _: approach(PLANE, X, X, max_steps=0), "max_steps must be a whole number >= 1"),
-        (lambda k: diffusions(PLANE, X, k, 1.0), "xs must be stacked along axis 0"),
-        (lambda k: diffusions(PLANE, X[None], jax.random.split(k, 2), 1.0), "one key for each"),
-        (lambda _: approaches(PLANE, X[None], X[None], labels=jnp.arange(2)), "labels must hold"),
-        (lambda _: approaches(PLANE, X[None], X), "stacked alike"),
-        (lambda k: diffusions(PLANE, X[None], k[None], 1.0, threshold=jnp.ones(1)), "in .0, 1"),
-        (lambda _: approaches(PLANE, X[None], X[None], threshold=jnp.ones(2)), "one for each"),
-        (lambda _: approaches(PLANE, X[None], X[None], block=0), "block must be a whole number"),
+        (lambda k: foliax.map(diffuse, PLANE, X[None], k[None], time=0.0), "time must be a finite"),
+        (lambda _: foliax.map(approach, PLANE, X[None], X[None], threshold=1.0), "probability in"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told(call, message):

@@ -31,9 +31,20 @@ RELU = Partial(
     ),
 )
 scored = jax.jit(ood.score, static_argnames=("reduce", "feet", "max_steps"))
-kept = partial(ood.scores, reduce="none", feet=False)
+
+
+def many(model, xs, references, *, choice=None, **options):
+    """Score many inputs by the same references, or each by those of its choice."""
+    if not isinstance(references, ood.References):
+        references = ood.prepare(model, references)
+    if choice is None:
+        return foliax.map(ood.score, model, xs, references=references, **options)
+    own = jax.tree.map(lambda rows: rows[choice], references)
+    return foliax.map(ood.score, model, xs, own, **options)
+
+
+kept = partial(many, reduce="none", feet=False)
 footed = jax.jit(foliax.closest, static_argnames="max_steps")
-many = ood.scores
 
 
 def to_plane(x, reference):
@@ -241,16 +252,9 @@ def test_medoids_have_the_least_sum_of_squared_distances():
         (lambda: ood.score(PLANE, XS[0], REFERENCES[:, 1:]), "references must have shape"),
         (lambda: ood.score(PLANE, XS[0], REFERENCES, step=0.0), "step must be a finite number > 0"),
         (lambda: ood.score(3, XS[0], REFERENCES), "model must be callable"),
-        (lambda: ood.scores(PLANE, XS[0, 0], REFERENCES), "xs must be stacked along axis 0"),
-        (lambda: ood.scores(PLANE, XS, REFERENCES, block=0), "block must be a whole number >= 1"),
-        (
-            lambda: ood.scores(PLANE, XS, REFERENCES, choice=np.array([0])),
-            r"choice must hold whole numbers of shape \(7, j\)",
-        ),
-        (
-            lambda: ood.scores(PLANE, XS, REFERENCES, choice=np.full((7, 1), 3)),
-            r"choice must hold places in 0 … 2, the references, got 3 … 3",
-        ),
+        (lambda: many(PLANE, XS[:, 0], REFERENCES), r"references must have shape \(k, \*x"),
+        (lambda: many(PLANE, XS, REFERENCES, step=0.0), "step must be a finite number > 0"),
+        (lambda: many(PLANE, XS, REFERENCES, choice=np.array([[0]])), r"stacked alike.*\(7, 6\)"),
         (lambda: ood.prepare(PLANE, XS[0, 0]), "points must be stacked along axis 0"),
         (
             lambda: ood.medoids(np.zeros((3, 2)), np.zeros(2, int), num_classes=1),

@@ -55,17 +55,17 @@ def applications(xs, targets, keys):
     """Return the functions of `foliax.apps` that work on many inputs, a few steps of each."""
     medoids = jnp.asarray(targets[:2])
     return {
-        "project_many": (
-            partial(denoise.project_many, max_steps=10), (xs, targets[:, None]),
+        "project": (
+            partial(foliax.map, denoise.project, max_steps=10), (xs, targets[:, None]),
         ),
-        "scores": (lambda model, xs: ood.scores(model, xs, medoids, max_steps=10), (xs,)),
-        "diffusions": (
-            partial(generate.diffusions, time=0.1, num_steps=5, save_every=5), (xs, keys),
+        "score": (partial(foliax.map, ood.score, references=medoids, max_steps=10), (xs,)),
+        "diffuse": (
+            partial(foliax.map, generate.diffuse, time=0.1, num_steps=5, save_every=5), (xs, keys),
         ),
-        "approaches": (
-            partial(generate.approaches, max_steps=10, save_every=10), (xs, targets),
+        "approach": (
+            partial(foliax.map, generate.approach, max_steps=10, save_every=10), (xs, targets),
         ),
-        "explanations": (partial(explain.explanations, max_steps=5), (xs,)),
+        "explain": (partial(foliax.map, explain.explain, max_steps=5), (xs,)),
         "spectra": (transfer.spectra, (xs,)),
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 import foliax
-from tests.cases import CASES, name_of
+from tests.cases import CASES, compilations, name_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -91,6 +91,34 @@ def test_other_weights_and_inputs_are_the_same_program():
     foliax.map(foliax.trace, Partial(network, 2 * weight), YS)
     assert count > 0
     assert len(traced) == count
+
+
+def test_another_number_compiles_nothing():
+    none = len(compilations())
+    many = partial(foliax.map, foliax.walk, MODEL, XS, YS, max_steps=20)
+    first = many(step=0.1, arrival=1e-3)
+    count = len(compilations())
+    again = many(step=0.3, arrival=0.2)
+    assert len(compilations()) == count > none
+    options = {"step": 0.3, "arrival": 0.2}
+    # A partial made again is no other function.
+    bound = partial(foliax.map, partial(foliax.walk, max_steps=20), MODEL, XS, YS)
+    jax.tree.map(np.testing.assert_array_equal, bound(**options), again)
+    assert len(compilations()) == count
+    walks = (foliax.walk(MODEL, x, y, max_steps=20, **options) for x, y in zip(XS, YS, strict=True))
+    same(again, list(walks))
+    assert not np.allclose(first.end, again.end)
+
+
+def test_a_number_that_shapes_the_program_is_part_of_it():
+    def power(model, x, *, exponent: float):
+        return model(x) ** (2 if exponent > 1 else 1)
+
+    for exponent in (1.0, 2.0):
+        same(
+            foliax.map(power, MODEL, XS, exponent=exponent),
+            [power(MODEL, x, exponent=exponent) for x in XS],
+        )
 
 
 def test_it_is_differentiated_and_batched():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import foliax
 from experiments.harness.run import in_parts, keeping_nothing, mesh, running
 from foliax import zoo
 from foliax.apps import generate
@@ -119,7 +120,13 @@ def test_without_a_run_nothing_is_kept(tmp_path, monkeypatch):
 def test_motions_run_in_parts():
     model, data = zoo.load("digits_mlp"), zoo.load_digits()
     fn = partial(
-        generate.approaches, step=0.2, max_steps=10, save_every=10, stall=1e-2, threshold=0.1
+        foliax.map,
+        generate.approach,
+        step=0.2,
+        max_steps=10,
+        save_every=10,
+        stall=1e-2,
+        threshold=0.1,
     )
     xs, targets = np.asarray(data.test_x[:3]), np.asarray(data.test_x[3:6])
     found, whole = in_parts(fn, model, xs, targets), fn(model, xs, targets)

@@ -6,8 +6,8 @@ projections, which it can shrink toward the references and blend with x. `denois
 two. Nothing is clipped to the pixel box.
 """
 
-from foliax.apps.denoise.denoising import Denoised, combine, denoise, denoise_many, exchange_kernel
-from foliax.apps.denoise.projection import Projected, project, project_many
+from foliax.apps.denoise.denoising import Denoised, combine, denoise, exchange_kernel
+from foliax.apps.denoise.projection import Projected, project
 from foliax.apps.denoise.references import choose, nearest, nearest_by_class, nearest_by_feature
 
 __all__ = [
@@ -16,11 +16,9 @@ __all__ = [
     "choose",
     "combine",
     "denoise",
-    "denoise_many",
     "exchange_kernel",
     "nearest",
     "nearest_by_class",
     "nearest_by_feature",
     "project",
-    "project_many",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._core.checks import as_point, as_tangent, check_choice, check_finite, check_positive
 from foliax._core.types import Count, Model
-from foliax.apps.denoise.projection import Projected, as_references, project, project_many
+from foliax.apps.denoise.projection import Projected, as_references, project
 from foliax.apps.denoise.references import squares
 from foliax.flow.path import Status
 from foliax.foliation import project_leaf
@@ -176,49 +176,6 @@ def denoise(
         x, references, projected,
         by=by, bandwidth=bandwidth, noise=noise, along=along, across=across,
     )  # fmt: skip
-
-
-def denoise_many(
-    model: Model,
-    xs: ArrayLike,
-    references: ArrayLike,
-    *,
-    by: Weights = "mean",
-    bandwidth: float | Array | None = None,
-    noise: float | Array | None = None,
-    along: float | Array = 1.0,
-    across: float | Array = 0.0,
-    **options: Any,
-) -> Denoised:
-    """Denoise many images, each with its own references.
-
-    Args:
-        model: As in `denoise`.
-        xs: (N, *shape) noisy images.
-        references: (N, k, *shape) clean images for each.
-        by: As in `combine`.
-        bandwidth: As in `combine`.
-        noise: As in `combine`.
-        along: As in `combine`.
-        across: As in `combine`.
-        **options: Those of `project_many`.
-
-    Returns:
-        `Denoised`, with a leading axis of N in every field.
-
-    Raises:
-        ValueError: As `project_many` and `combine`.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> model = jax.tree_util.Partial(lambda x: jnp.stack([x[0], 0 * x[0]]))
-        >>> denoise_many(model, jnp.ones((3, 2)), jnp.zeros((3, 1, 2))).image.round(2).tolist()
-        [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
-    """
-    projected = project_many(model, xs, references, **options)
-    how = {"by": by, "bandwidth": bandwidth, "noise": noise, "along": along, "across": across}
-    return jax.vmap(partial(combine, **how))(jnp.asarray(xs), jnp.asarray(references), projected)
 
 
 def exchange_kernel(

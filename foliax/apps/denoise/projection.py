@@ -2,16 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._core.checks import as_point, check_count, check_positive
+from foliax._core.checks import as_point, check_positive
+from foliax._core.lanes import lanes
 from foliax._core.types import Count, Model
 from foliax._linalg.products import norm
-from foliax.apps.denoise.references import as_stack
 from foliax.flow.path import Status
 from foliax.flow.walk import walk
 
@@ -81,66 +77,7 @@ def project(
     x = as_point(x)
     references = as_references(references, x)
     options = _checked(level, step, stall) | {"max_steps": max_steps}
-    return jax.vmap(lambda start: _flow(model, x, start, **options))(references)
-
-
-def project_many(
-    model: Model,
-    xs: ArrayLike,
-    references: ArrayLike,
-    *,
-    block: Count = 4,
-    level: float | Array = 0.0,
-    step: float | Array = 0.1,
-    max_steps: Count = 1000,
-    stall: float | Array = 1e-5,
-) -> Projected:
-    """Project many images, each on the leaves of its own references, in one compiled program.
-
-    Args:
-        model: As in `project`.
-        xs: (N, *shape) noisy images.
-        references: (N, k, *shape) points of the leaves for each.
-        block: Flows that run at once; they step until the slowest has ended. 1 is the fastest on a
-            CPU, the number of all flows on an accelerator.
-        level: As in `project`, shared by all.
-        step: As in `project`.
-        max_steps: As in `project`.
-        stall: As in `project`.
-
-    Returns:
-        `Projected`, with a leading axis of N in every field.
-
-    Raises:
-        ValueError: As `project`; or if xs and references are not stacked alike.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> model = jax.tree_util.Partial(lambda x: jnp.stack([x[0], 0 * x[0]]))
-        >>> project_many(model, jnp.ones((3, 2)), jnp.zeros((3, 2, 2))).points.shape
-        (3, 2, 2)
-    """
-    check_count(block, name="block")
-    xs, references = _as_pairs(xs, references)
-    # Arrays, so that another level does not compile again.
-    numbers = jax.tree.map(jnp.asarray, _checked(level, step, stall))
-    return _projected(model, xs, references, numbers, max_steps, block)
-
-
-@eqx.filter_jit
-def _projected(
-    model: Model, xs: Array, references: Array, numbers: Any, max_steps: int, block: int
-) -> Projected:
-    count, k = references.shape[:2]
-    pairs = (jnp.repeat(xs, k, axis=0), references.reshape(-1, *xs.shape[1:]))
-
-    def one(pair: tuple[Array, Array]) -> Projected:
-        return _flow(model, *pair, **numbers, max_steps=max_steps)
-
-    # Blocks of one without vmap: under vmap, cond becomes select and both branches run.
-    ends = lax.map(one, pairs) if block == 1 else lax.map(one, pairs, batch_size=block)
-    return jax.tree.map(lambda leaf: leaf.reshape(count, k, *leaf.shape[1:]), ends)
+    return lanes(lambda start: _flow(model, x, start, **options), references)
 
 
 def _flow(
@@ -171,14 +108,3 @@ def as_references(references: ArrayLike, x: Array) -> Array:
             f"{references.shape}; stack them along axis 0, one as reference[None]"
         )
     return references
-
-
-def _as_pairs(xs: ArrayLike, references: ArrayLike) -> tuple[Array, Array]:
-    xs = as_stack(xs, "xs")
-    references = as_point(references, name="references")
-    if references.ndim < 2 or references.shape[:1] + references.shape[2:] != xs.shape:
-        raise ValueError(
-            f"references must have shape (N, k, *shape) with xs of shape {xs.shape}, got "
-            f"{references.shape}; take images[choose(xs, images, k)]"
-        )
-    return xs, references

@@ -1,17 +1,17 @@
-"""What the moves to all classes say of one input, and of many."""
+"""What the moves to all classes say of one input."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
 from foliax._core.checks import as_class, as_point, check_choice, check_count, check_positive
 from foliax._core.jacobian import logits_struct, working_dtype
+from foliax._core.lanes import lanes
 from foliax._core.types import Count, Metric, Model
 from foliax._linalg.products import norm
 from foliax.apps.explain.move import (
@@ -181,67 +181,10 @@ def explain(
 
     def all_by(metric: Metric) -> Reached:
         one = partial(reach, model, x, metric=metric, step=step, max_steps=max_steps)
-        return jax.vmap(one)(jnp.arange(num_classes))
+        return lanes(one, jnp.arange(num_classes))
 
     label = jnp.argmax(logits).astype(jnp.int32)
     return Explanation(label, jax.nn.softmax(logits), all_by("euclidean"), all_by("fisher"))
-
-
-def explanations(
-    model: Model,
-    xs: ArrayLike,
-    *,
-    step: float | Array = 0.1,
-    max_steps: Count = 1000,
-    block: Count = 4,
-) -> Explanation:
-    """Run `explain` for many inputs, in one compiled program.
-
-    Args:
-        model: Callable pytree from one input to C logits.
-        xs: (N, *x.shape) inputs.
-        step: As in `reach`.
-        max_steps: As in `reach`.
-        block: How many of the N · C moves are computed at once; a block steps until its slowest
-            has ended.
-
-    Returns:
-        An `Explanation` whose every field has a leading axis of N.
-
-    Raises:
-        ValueError: As `explain`; or if xs is no stack.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> model = jax.tree_util.Partial(lambda x: jnp.stack([x[0], x[1], 0 * x[0]]))
-        >>> explanations(model, jnp.ones((4, 2))).nearest.chord.shape
-        (4, 3)
-    """
-    check_count(block, name="block")
-    xs = as_point(xs, name="xs")
-    if xs.ndim < 2:
-        raise ValueError(f"xs must be stacked along axis 0, got shape {xs.shape}")
-    return _explained(model, xs, int(block), {"step": step, "max_steps": max_steps})
-
-
-@eqx.filter_jit
-def _explained(model: Model, xs: Array, block: int, options: Any) -> Explanation:
-    logits = lax.map(partial(logits_of, model), xs)
-    count, num_classes = logits.shape
-    inputs, classes = jnp.divmod(jnp.arange(count * num_classes), num_classes)
-
-    def all_by(metric: Metric) -> Reached:
-        def one(pair: Any) -> Reached:
-            return reach(model, xs[pair[0]], pair[1], metric=metric, **options)
-
-        moves = (inputs, classes)
-        found = lax.map(one, moves) if block == 1 else lax.map(one, moves, batch_size=block)
-        return jax.tree.map(lambda leaf: leaf.reshape(count, num_classes, *leaf.shape[1:]), found)
-
-    labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
-    nearest, fisher = all_by("euclidean"), all_by("fisher")
-    return Explanation(labels, jax.nn.softmax(logits), nearest, fisher)
 
 
 # --- what is said of them ------------------------------------------------------------------------

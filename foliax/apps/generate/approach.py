@@ -1,6 +1,6 @@
 """A walk on a leaf toward a target that keeps the probability of a label."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,11 +15,9 @@ from foliax.apps.generate.scene import (
     LIKELIHOOD,
     Motion,
     Scene,
-    as_stack,
     begin,
     capped,
     make_scene,
-    many,
     validated,
 )
 from foliax.flow.path import Code
@@ -211,45 +209,3 @@ def _log_slope(logits: Float[Array, " c"], label: Int[Array, ""]) -> Float[Array
     """Return u with ∇log p_label = u K: the slope of log p_label in the contrasts."""
     slope = jax.nn.one_hot(label, logits.size, dtype=logits.dtype) - jax.nn.softmax(logits)
     return dot(LIKELIHOOD.contrasts(logits), slope)
-
-
-def approaches(
-    model: Model,
-    xs: ArrayLike,
-    targets: ArrayLike,
-    *,
-    labels: ArrayLike | None = None,
-    threshold: ArrayLike = 0.5,
-    block: Count = 4,
-    **options: Any,
-) -> Motion:
-    """Run `approach` for many pairs, in one compiled program.
-
-    Args:
-        model: Callable pytree from one input to C logits.
-        xs: (N, *x.shape) starts.
-        targets: (N, *x.shape) targets.
-        labels: (N,) classes; None for those predicted at the starts.
-        threshold: As in `approach`; or (N,), one for each start, as 0.9 of its own p_label.
-        block: Walks that are computed at once; a block steps until its slowest has ended.
-        **options: Those of `approach`, shared by all.
-
-    Returns:
-        A `Motion` whose every field has a leading axis.
-
-    Raises:
-        ValueError: As `approach`; or if starts, targets and labels are not stacked alike.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> model = jax.tree_util.Partial(lambda x: jnp.stack([x[0], 0 * x[0]]))
-        >>> found = approaches(model, jnp.ones((2, 2)), jnp.array([[2.0, 0.0], [3.0, 1.0]]))
-        >>> [[f"{v:.3f}" for v in end] for end in found.end]
-        [['2.000', '1.000'], ['3.000', '1.000']]
-    """
-    xs, targets = as_stack(xs), as_point(targets, name="targets")
-    if xs.shape != targets.shape:
-        raise ValueError(
-            f"xs and targets must be stacked alike along axis 0, got {xs.shape} and {targets.shape}"
-        )
-    return many(approach, model, (xs, targets), labels, threshold, block, (), options)

@@ -9,17 +9,14 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from foliax._core.checks import check_choice, check_count, check_key, check_positive
-from foliax._core.jacobian import working_dtype
 from foliax._core.types import Along, Count, Model
 from foliax._linalg.products import norm
 from foliax.apps.generate.scene import (
     LIKELIHOOD,
     Motion,
     Scene,
-    as_stack,
     begin,
     make_scene,
-    many,
     validated,
 )
 from foliax.flow.level_set import free_direction, onto_level_set
@@ -148,50 +145,3 @@ def _proposal(scene: Scene, x: Float[Array, " n"], noise: Float[Array, " n"]) ->
     eps = max(jnp.finfo(scene.dtype).eps, jnp.finfo(x.dtype).eps)
     resolution = 4 * eps * (1 + jnp.max(jnp.abs(included(LIKELIHOOD, scene.start_logits))))
     return onto_level_set(space, defect, x, moved, scene.box, resolution)
-
-
-def diffusions(
-    model: Model,
-    xs: ArrayLike,
-    keys: Array,
-    time: float | Array,
-    *,
-    labels: ArrayLike | None = None,
-    threshold: ArrayLike = 0.5,
-    block: Count = 4,
-    **options: Any,
-) -> Motion:
-    """Run `diffuse` from many starts, each with its own key, in one compiled program.
-
-    Args:
-        model: Callable pytree from one input to C logits.
-        xs: (N, *x.shape) starts. Repeat one for several samples of it.
-        keys: (N,) keys. A motion depends on its start and key alone.
-        time: As in `diffuse`.
-        labels: (N,) classes; None for those predicted.
-        threshold: As in `diffuse`; or (N,), one for each start, as 0.9 of its own p_label.
-        block: Motions that are computed at once.
-        **options: Those of `diffuse`, shared by all.
-
-    Returns:
-        A `Motion` whose every field has a leading axis.
-
-    Raises:
-        ValueError: As `diffuse`; or if there is not one key and label for each start.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> model = jax.tree_util.Partial(lambda x: jnp.stack([x[0], 0 * x[0]]))
-        >>> keys = jax.random.split(jax.random.key(0), 3)
-        >>> diffusions(model, jnp.ones((3, 2)), keys, 1.0, num_steps=10).end.shape
-        (3, 2)
-    """
-    xs = as_stack(xs)
-    if jnp.shape(keys)[:1] != (len(xs),):
-        raise ValueError(
-            f"keys must hold one key for each of the {len(xs)} starts, got shape "
-            f"{jnp.shape(keys)}; jax.random.split(key, {len(xs)})"
-        )
-    check_positive(time, name="time")
-    shared = (jnp.asarray(time, working_dtype(xs)),)  # a number would be part of the program
-    return many(diffuse, model, (xs, keys), labels, threshold, block, shared, options)

@@ -5,14 +5,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
-from foliax._core.checks import as_point, check_count, is_traced
+from foliax._core.checks import as_point, is_traced
 from foliax._core.jacobian import contrast_jacobian, logits_struct, working_dtype
-from foliax._core.types import Count, Model
+from foliax._core.types import Model
 from foliax._linalg.products import norm
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.box import Box, check_box
@@ -82,50 +80,6 @@ class Scene(eqx.Module):
         return logits.astype(x.dtype), k, RowSpace.of(k)
 
 
-def many(
-    one: Any,
-    model: Model,
-    rows: tuple,
-    labels: ArrayLike | None,
-    threshold: Any,
-    block: Count,
-    shared: tuple,
-    options: dict[str, Any],
-) -> Motion:
-    """Check what is given for each of many motions, and run them in one compiled program."""
-    check_count(block, name="block")
-    count = len(rows[0])
-    limits = as_thresholds(threshold, count, working_dtype(rows[0]))
-    given = (rows, as_labels(labels, count), limits)
-    return _mapped(one, model, given, min(block, count), shared, options)
-
-
-@eqx.filter_jit
-def _mapped(one: Any, model: Model, given: Any, block: int, shared: tuple, options: Any) -> Motion:
-    def lane(each: Any) -> Motion:
-        row, label, threshold = each
-        return one(model, *row, *shared, label=label, threshold=threshold, **options)
-
-    if block == 1:  # under vmap, cond becomes select and both branches run
-        return lax.map(lane, given)
-    return lax.map(lane, given, batch_size=block)
-
-
-def as_thresholds(threshold: Any, count: int, dtype: Any) -> Float[Array, " b"]:
-    """Return one threshold for each start."""
-    if jnp.shape(threshold) not in ((), (count,)):
-        raise ValueError(
-            f"threshold must be one probability, or one for each of the {count} starts, got shape "
-            f"{jnp.shape(threshold)}"
-        )
-    # In NumPy: under a trace, jax.numpy would make tracers of what is known.
-    if not is_traced(threshold) and not np.all(
-        (np.asarray(threshold) >= 0) & (np.asarray(threshold) < 1)
-    ):
-        raise ValueError(f"threshold must hold probabilities in [0, 1), got {threshold!r}")
-    return jnp.broadcast_to(jnp.asarray(threshold, dtype), (count,))
-
-
 def make_scene(
     model: Model, x: ArrayLike, label: Any, threshold: Any, box: Any, along: str
 ) -> Scene:
@@ -159,27 +113,6 @@ def _label(label: Any, logits: Float[Array, " c"]) -> Int[Array, ""]:
     if not whole or (not is_traced(value) and not 0 <= int(value) < logits.size):
         raise ValueError(f"label must be a class, 0 … {logits.size - 1}, or None, got {label!r}")
     return value.astype(jnp.int32)
-
-
-def as_labels(labels: Any, count: int) -> Int[Array, " b"] | None:
-    """Check labels, one a start."""
-    if labels is None:
-        return None
-    values = jnp.asarray(labels)
-    if values.shape != (count,) or not jnp.issubdtype(values.dtype, jnp.integer):
-        raise ValueError(
-            f"labels must hold one class for each of the {count} starts, got shape "
-            f"{values.shape} of {values.dtype}"
-        )
-    return values
-
-
-def as_stack(xs: ArrayLike) -> Float[Array, "b ..."]:
-    """Check points stacked along axis 0."""
-    xs = as_point(xs, name="xs")
-    if xs.ndim < 2:
-        raise ValueError(f"xs must be stacked along axis 0, got shape {xs.shape}")
-    return xs
 
 
 def begin(scene: Scene) -> tuple[Array, Float[Array, ""]]:

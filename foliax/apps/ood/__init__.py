@@ -8,7 +8,7 @@ control that does not depend on the leaf.
 """
 
 from foliax.apps.ood.calibration import Calibration, calibrate, combine, exceeds, standardise
-from foliax.apps.ood.scoring import References, Scores, medoids, prepare, score, scores
+from foliax.apps.ood.scoring import References, Scores, medoids, prepare, score
 
 __all__ = [
     "Calibration",
@@ -20,6 +20,5 @@ __all__ = [
     "medoids",
     "prepare",
     "score",
-    "scores",
     "standardise",
 ]

@@ -9,8 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._core.checks import as_point, check_choice, check_count, check_positive, is_traced
+from foliax._core.checks import as_point, check_choice, check_count, check_positive
 from foliax._core.jacobian import contrast_jacobian
+from foliax._core.lanes import lanes
 from foliax._core.types import Count, Model
 from foliax._linalg.products import dot, norm
 from foliax._linalg.rank import singular_values
@@ -186,7 +187,9 @@ def score(
     """Score how far one input is out of the distribution of the references.
 
     Costs one Jacobian at x; with `feet`, also a flow (`foliax.closest`) from each reference, of one
-    Jacobian a step. Where many inputs are scored, pass what `prepare` returns.
+    Jacobian a step. Many inputs are scored by `foliax.map(score, model, xs, references=prepared)`,
+    with what `prepare` returns; each by its own, as those of its predicted class, by
+    `foliax.map(score, model, xs, jax.tree.map(lambda rows: rows[places], prepared))`.
 
     Args:
         model: Callable pytree from one input to C logits.
@@ -244,73 +247,12 @@ def score(
     status = jnp.where(finite, Code.stalled, Code.invalid)
     if feet:
         options = {"step": step, "max_steps": max_steps, "stall": stall}
-        ends = lax.map(lambda start: closest(model, start, x, **options), references.points)
+        ends = lanes(lambda start: closest(model, start, x, **options), references.points)
         found |= {"residual": ends.distance, "residual_ratio": _over(ends.distance, distance)}
         # Of stalled, out_of_steps and invalid the larger number is the worse.
         status = jnp.maximum(status, jnp.max(as_code(ends.status)))
     reduced = {name: _reduced(value, reduce) for name, value in found.items()}
     return Scores(**_spectrum(a), **reduced, status=as_status(status))
-
-
-def scores(
-    model: Model,
-    xs: ArrayLike,
-    references: References | ArrayLike,
-    *,
-    choice: ArrayLike | None = None,
-    block: Count = 4,
-    **options: Any,
-) -> Scores:
-    """Score many inputs, in one compiled program.
-
-    Args:
-        model: Callable pytree from one input to C logits.
-        xs: (N, *x.shape) inputs, in the model's units.
-        references: As in `score`, shared by all.
-        choice: (N, j) places of the references that count for each input, as that of its predicted
-            class; None for all.
-        block: Inputs that are computed at once. A block steps until its slowest flow has
-            ended.
-        **options: Those of `score`.
-
-    Returns:
-        `Scores` with a leading axis of N in every field.
-
-    Raises:
-        ValueError: As `score`; or if choice is not (N, j) places.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> model = jax.tree_util.Partial(lambda x: jnp.stack([x[0], 0 * x[0]]))
-        >>> xs = jnp.array([[3.0, 4.0], [1.0, 0.0]])
-        >>> scores(model, xs, jnp.zeros((1, 2)), feet=False).kernel_at_x.round(3).tolist()
-        [4.0, 0.0]
-    """
-    check_count(block, name="block")
-    xs = as_point(xs, name="xs")
-    if xs.ndim < 2:
-        raise ValueError(f"xs must be stacked along axis 0, got shape {xs.shape}")
-    if not isinstance(references, References):
-        references = prepare(model, as_references(references, xs[0]))
-    if choice is not None:
-        choice = _as_choice(choice, len(xs), len(references.points))
-    return _scored(model, xs, references, choice, min(block, len(xs)), options)
-
-
-@eqx.filter_jit
-def _scored(
-    model: Model, xs: Array, references: References, choice: Any, block: int, options: Any
-) -> Scores:
-    def one(given: Any) -> Scores:
-        x, places = given
-        near = references
-        if places is not None:
-            near = jax.tree.map(lambda values: values[places], references)
-        return score(model, x, near, **options)
-
-    # One without vmap: under vmap, cond becomes select and both branches run.
-    return lax.map(one, (xs, choice), batch_size=None if block == 1 else block)
 
 
 def _factor(logits: Float[Array, " c"], k: Float[Array, "r n"]) -> Float[Array, "r n"]:
@@ -356,19 +298,3 @@ def _as_references(model: Model, x: Array, references: Any) -> References:
     given = isinstance(references, References)
     points = as_references(references.points if given else references, x)
     return references if given else _prepared(model, points, len(points))
-
-
-def _as_choice(choice: ArrayLike, num_inputs: int, num_references: int) -> Int[Array, "b j"]:
-    places = jnp.asarray(choice)
-    fits = places.ndim == 2 and len(places) == num_inputs and places.size
-    if not fits or not jnp.issubdtype(places.dtype, jnp.integer):
-        raise ValueError(
-            f"choice must hold whole numbers of shape ({num_inputs}, j), places of references, got "
-            f"shape {places.shape} of {places.dtype}"
-        )
-    if not is_traced(places) and (int(places.min()) < 0 or int(places.max()) >= num_references):
-        raise ValueError(
-            f"choice must hold places in 0 … {num_references - 1}, the references, got "
-            f"{int(places.min())} … {int(places.max())}"
-        )
-    return places
