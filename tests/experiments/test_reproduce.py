@@ -26,7 +26,7 @@ def quick(tmp_path_factory):
     """Return the output folder of a quick run, in float32 as users run it, and its results."""
     out = tmp_path_factory.mktemp("reproduce")
     with jax.enable_x64(False):
-        results = reproduce.run(reproduce.Config(epochs=2, out=out, quick=True))
+        results = reproduce.run(reproduce.Config(dataset="digits", epochs=2, out=out, quick=True))
     return out, results
 
 
@@ -122,7 +122,9 @@ def test_run_says_how_it_came_about(quick):
 @pytest.mark.slow
 def test_a_run_from_checkpoints_repeats_every_number(quick, tmp_path):
     out, _ = quick
-    config = reproduce.Config(epochs=2, out=tmp_path, checkpoint=str(out), quick=True)
+    config = reproduce.Config(
+        dataset="digits", epochs=2, out=tmp_path, checkpoint=str(out), quick=True
+    )
     with jax.enable_x64(False):
         reproduce.run(config)
     assert (tmp_path / "results.json").read_bytes() == (out / "results.json").read_bytes()
