@@ -24,6 +24,7 @@ from foliax._core.likelihood import Likelihood
 from foliax._core.types import Along, Count, Metric, Model
 from foliax._linalg.products import dot
 from foliax._linalg.row_space import RowSpace
+from foliax.flow.flat import Corrected, Flat
 from foliax.flow.level_set import onto_level_set, resolution
 from foliax.flow.path import Code, Status, as_status
 from foliax.likelihood import Categorical, contrast_change, logit_change
@@ -49,18 +50,12 @@ class Brownian(NamedTuple):
     status: Status
 
 
-class _Scene(eqx.Module):
-    model: Any
+class _Scene(Flat):
     likelihood: Any
     along: str = eqx.field(static=True)
     metric: str = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
     start_logits: Array
     least: Array
-
-    def shaped(self, x: Array) -> Array:
-        return x.astype(self.dtype).reshape(self.shape)
 
 
 def brownian(
@@ -142,7 +137,7 @@ def _integrate(
 ) -> Brownian:
     dtype = time.dtype
     logits = logits_of(model, x).astype(dtype)
-    scene = _Scene(model, likelihood, along, metric, x.shape, x.dtype, logits, least)
+    scene = _Scene(model, x.shape, x.dtype, likelihood, along, metric, logits, least)
     start = x.ravel().astype(dtype)
     noise = likelihood.embedding(logits).shape[0] if metric == "fisher" else x.size
     # Time counts steps; the noise is scaled, so that a step is dW of variance time / num_steps.
@@ -151,7 +146,7 @@ def _integrate(
     noisy = diffrax.ControlTerm(lambda _, y, scene: _diffusion(scene, y, scale), motion)
     solution = diffrax.diffeqsolve(
         diffrax.MultiTerm(diffrax.ODETerm(_no_drift), noisy),
-        _OnLeaf(diffrax.EulerHeun()),
+        Corrected(diffrax.EulerHeun(), _back if along == "kernel" else _as_it_is),
         t0=as_time(0, dtype),
         t1=as_time(num_steps, dtype),
         dt0=as_time(1, dtype),
@@ -169,7 +164,7 @@ def _integrate(
     end, steps = kept[1][0], solution.stats["num_accepted_steps"]
     rows = jnp.arange(1 + num_steps // save_every) * save_every
     points = jnp.where((rows <= steps)[:, None], kept[0][: len(rows)], end)
-    gone = logit_change(likelihood, logits, logits_of(model, scene.shaped(end)).astype(dtype))
+    gone = logit_change(likelihood, logits, scene.logits(end))
     finite = jnp.all(jnp.isfinite(end)) & jnp.all(jnp.isfinite(gone))
     halted = solution.result == diffrax.RESULTS.event_occurred
     status = jnp.where(halted, Code.boundary, Code.completed)
@@ -180,41 +175,6 @@ def _integrate(
         jnp.asarray(steps, jnp.int32),
         as_status(jnp.where(finite, status, Code.invalid)),
     )
-
-
-class _OnLeaf(diffrax.AbstractWrappedSolver):
-    """Euler–Heun, and along the kernel the way back onto the level set."""
-
-    solver: diffrax.AbstractSolver
-
-    @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):
-        return diffrax.LocalLinearInterpolation
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def init(self, terms, t0, t1, y0, args):
-        return self.solver.init(terms, t0, t1, y0, args)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
-
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        del made_jump  # always: the last point was corrected
-        moved, error, _, state, result = self.solver.step(
-            terms, t0, t1, y0, args, solver_state, True
-        )
-        if args.along == "kernel":
-            moved = _back(args, y0, moved)
-        return moved, error, {"y0": y0, "y1": moved}, state, result
 
 
 def _no_drift(t: Any, y: Array, scene: _Scene) -> Array:
@@ -246,13 +206,18 @@ def _diffusion(scene: _Scene, x: Array, scale: Array) -> lx.AbstractLinearOperat
     return lx.FunctionLinearOperator(move, jax.eval_shape(lambda: jnp.zeros(size, x.dtype)))
 
 
-def _back(scene: _Scene, x: Array, moved: Array) -> Array:
+def _as_it_is(scene: _Scene, t: Any, x: Array, moved: Array) -> Array:
+    del scene, t, x
+    return moved
+
+
+def _back(scene: _Scene, t: Any, x: Array, moved: Array) -> Array:
     """Return the end of a step with the contrasts of the start of the path."""
+    del t
     _, k = contrast_jacobian(scene.model, scene.shaped(x), scene.likelihood, None)
 
     def defect(y: Array) -> Array:
-        logits = logits_of(scene.model, scene.shaped(y)).astype(y.dtype)
-        return contrast_change(scene.likelihood, scene.start_logits, logits)
+        return contrast_change(scene.likelihood, scene.start_logits, scene.logits(y))
 
     finest = resolution(scene.likelihood, scene.start_logits, scene.dtype)
     return onto_level_set(RowSpace.of(k.astype(x.dtype)), defect, x, moved, None, finest)
@@ -262,8 +227,7 @@ def _at_boundary(t: Any, y: Array, scene: _Scene, **_: Any) -> Array:
     del t
     if scene.metric != "fisher":
         return jnp.zeros((), bool)
-    logits = logits_of(scene.model, scene.shaped(y)).astype(y.dtype)
-    return scene.likelihood.edge(logits) < scene.least
+    return scene.likelihood.edge(scene.logits(y)) < scene.least
 
 
 def _is_invalid(t: Any, y: Array, scene: _Scene, **_: Any) -> Array:

@@ -101,10 +101,29 @@ def _chord(
     box: Box | None,
     resolution: Float[Array, ""],
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """Return the best point met by chord iterations inside the box, and its defect.
+    """Return the best point met by chord iterations inside the box, and its defect."""
 
-    The Jacobian is the one behind `space`, from before the step: one forward pass an iteration
-    instead of C passes. A chord may also lead away, where the Jacobian has jumped.
+    def back(x: Array, d: Array) -> Array:
+        inside = jnp.ones_like(x, bool) if box is None else (x > box.lower) & (x < box.upper)
+        # K u = −d, said in the basis: B u = −inverse d.
+        moved = x - least_norm(space.basis * inside, dot(space.inverse, d))
+        return moved if box is None else box.clip(moved)
+
+    x = x if box is None else box.clip(x)
+    return chord_iterations(back, defect, x, resolution, _MAX_CORRECTIONS)
+
+
+def chord_iterations(
+    back: Callable[[Float[Array, " n"], Float[Array, " r"]], Float[Array, " n"]],
+    defect: Callable[[Float[Array, " n"]], Float[Array, " r"]],
+    x: Float[Array, " n"],
+    resolution: Float[Array, ""],
+    max_steps: int,
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    """Return the best of x and of its successors by `back`, and the size of its defect.
+
+    The Jacobian behind `back` is that of one point: one forward pass an iteration instead of C
+    passes. A chord may also lead away, where the Jacobian has jumped.
     """
 
     def size(d: Array) -> Array:
@@ -112,21 +131,17 @@ def _chord(
 
     def correct(carry: tuple) -> tuple:
         x, d, best, least = carry
-        inside = jnp.ones_like(x, bool) if box is None else (x > box.lower) & (x < box.upper)
-        # K u = −d, said in the basis: B u = −inverse d.
-        moved = x - least_norm(space.basis * inside, dot(space.inverse, d))
-        moved = moved if box is None else box.clip(moved)
+        moved = back(x, d)
         d = defect(moved)
         better = size(d) < least
         return moved, d, jnp.where(better, moved, best), jnp.where(better, size(d), least)
 
-    x = x if box is None else box.clip(x)
     d = defect(x)
     _, _, best, least = eqxi.while_loop(
         lambda carry: size(carry[1]) > resolution,
         correct,
         (x, d, x, size(d)),
-        max_steps=_MAX_CORRECTIONS,
+        max_steps=max_steps,
         kind="checkpointed",
     )
     return best, least

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from foliax._backend.rewrite import logits_of
 from foliax._core.compile import compiled
 from foliax._core.jacobian import as_time, contrast_jacobian
 from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.box import Box
+from foliax.flow.flat import Flat
 from foliax.flow.level_set import free_direction, onto_level_set, resolution
 from foliax.flow.path import Code, Path, as_status
 from foliax.likelihood import contrast_change, logit_change
@@ -44,10 +44,9 @@ class Plan(eqx.Module):
     save_every: int = eqx.field(static=True)
 
 
-class Scene(eqx.Module):
-    """Everything that stays fixed during one walk; points are flat, in the working dtype."""
+class Scene(Flat):
+    """Everything that stays fixed during one walk."""
 
-    model: Any
     likelihood: Any
     box: Box | None
     start: Float[Array, " n"]
@@ -60,12 +59,6 @@ class Scene(eqx.Module):
     kick: Float[Array, ""]
     key: Array | None
     plan: Plan
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)  # the caller's, in which the model is called
-
-    def shaped(self, x: Float[Array, " n"]) -> Float[Array, "..."]:
-        """Return a flat point as the model takes it."""
-        return x.astype(self.dtype).reshape(self.shape)
 
     def direction(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         """Return what is projected at x."""
@@ -112,7 +105,7 @@ class _State(eqx.Module):
 def integrate(scene: Scene, integrator: Integrator) -> Path:
     """Integrate one walk: compiled once per model structure, shapes and plan."""
     plan, dtype = scene.plan, scene.start.dtype
-    logits = logits_of(scene.model, scene.shaped(scene.start)).astype(dtype)
+    logits = scene.logits(scene.start)
     known = (logits, scene.likelihood.contrasts(logits))
     scene = eqx.tree_at(
         lambda s: (s.start_logits, s.contrasts), scene, known, is_leaf=lambda leaf: leaf is None
@@ -226,7 +219,7 @@ def _corrected(scene: Scene, state: _State, moved: Float[Array, " n"]) -> Float[
         return moved
 
     def defect(x: Array) -> Array:
-        return scene.defect(logits_of(scene.model, scene.shaped(x)).astype(x.dtype))
+        return scene.defect(scene.logits(x))
 
     return onto_level_set(state.space, defect, state.x, moved, box, scene.resolution())
 

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from foliax._backend.rewrite import logits_of
 from foliax._core.jacobian import as_time, contrast_jacobian
 from foliax._core.types import Model
 from foliax._linalg.products import dot
 from foliax._linalg.row_space import RowSpace, least_norm
+from foliax.flow.flat import Corrected, Flat
+from foliax.flow.level_set import chord_iterations
 from foliax.flow.path import Code, Status, as_status
 from foliax.leaf.image import along, flat_logits
 from foliax.leaf.sphere import Circle, chord_offsets
@@ -59,41 +59,39 @@ class Geodesic(NamedTuple):
     status: Status
 
 
-class _Scene(eqx.Module):
+class _Scene(Flat):
     """Arguments of the lift: model, circle, and the logits at the start."""
 
-    model: Any
     circle: Circle
-    logits: Array
+    start_logits: Array
     num_steps: int = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
 
     def space(self, x: Float[Array, " n"]) -> tuple[Array, RowSpace]:
         """Return the logits and D at x, differentiable in x."""
-        shaped = x.astype(self.dtype).reshape(self.shape)
-        logits, k = contrast_jacobian(self.model, shaped, _CATEGORICAL)
+        logits, k = contrast_jacobian(self.model, self.shaped(x), _CATEGORICAL)
         return logits, RowSpace.of(k).through(k)
 
     def prescribed(self, step: Any) -> Float[Array, " k"]:
         """Return the change of contrasts of log p that the circle prescribes after the steps."""
         offsets = chord_offsets(self.circle, step / self.num_steps)
-        return dot(_CATEGORICAL.contrasts(self.logits), offsets)
+        return dot(_CATEGORICAL.contrasts(self.start_logits), offsets)
 
     def defect(self, x: Float[Array, " n"], step: Any) -> Float[Array, " k"]:
         """Return how far the contrasts of the logits at x are from those prescribed."""
-        logits = logits_of(self.model, x.astype(self.dtype).reshape(self.shape)).astype(x.dtype)
-        return contrast_change(_CATEGORICAL, self.logits, logits) - self.prescribed(step)
+        change = contrast_change(_CATEGORICAL, self.start_logits, self.logits(x))
+        return change - self.prescribed(step)
 
     def resolution(self, step: Any) -> Float[Array, ""]:
         """Return how finely the contrasts resolve."""
-        start = dot(_CATEGORICAL.contrasts(self.logits), included(_CATEGORICAL, self.logits))
+        start = dot(
+            _CATEGORICAL.contrasts(self.start_logits), included(_CATEGORICAL, self.start_logits)
+        )
         size = jnp.max(jnp.abs(start + self.prescribed(step)))
         return 4 * jnp.finfo(size.dtype).eps * (1 + size)
 
     def whole(self, space: RowSpace) -> Bool[Array, ""]:
         """Return whether D has a direction for every class that can occur, but one."""
-        dimension = jnp.sum(_CATEGORICAL.possible(self.logits), dtype=jnp.int32) - 1
+        dimension = jnp.sum(_CATEGORICAL.possible(self.start_logits), dtype=jnp.int32) - 1
         return jnp.sum(space.mask, dtype=jnp.int32) == dimension
 
 
@@ -115,53 +113,15 @@ def _lift_field(step: Any, state: _State, scene: _Scene) -> _State:
     return _State(_least_norm(space, velocity), zero, zero)
 
 
-class _Corrected(diffrax.AbstractSolver):
-    """A solver whose steps are brought back, inside D, to the prescribed probabilities."""
-
-    solver: diffrax.AbstractSolver
-    term_structure = diffrax.AbstractTerm
-    interpolation_cls = diffrax.LocalLinearInterpolation
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def init(self, terms, t0, t1, y0, args):
-        return self.solver.init(terms, t0, t1, y0, args)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
-
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        del made_jump  # always: the last point was corrected
-        moved, error, _, state, result = self.solver.step(
-            terms, t0, t1, y0, args, solver_state, True
-        )
-        moved = _back(args, t1, y0, moved)
-        return moved, error, {"y0": y0, "y1": moved}, state, result
-
-
 def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
     """Return the end of a step, corrected by chord iterations, or undone if they diverge."""
     _, space = scene.space(after.x)
-
-    def size(d: Array) -> Array:
-        return jnp.max(jnp.abs(d))
-
-    def correct(carry: tuple) -> tuple:
-        x, d, best, least = carry
-        x = x - _least_norm(space, d)
-        d = scene.defect(x, step)
-        better = size(d) < least
-        return x, d, jnp.where(better, x, best), jnp.where(better, size(d), least)
-
-    first = scene.defect(after.x, step)
-    resolution = scene.resolution(step)
-    _, _, best, least = eqxi.while_loop(
-        lambda carry: size(carry[1]) > resolution,
-        correct,
-        (after.x, first, after.x, size(first)),
-        max_steps=_CORRECTIONS,
-        kind="checkpointed",
+    best, least = chord_iterations(
+        lambda x, d: x - _least_norm(space, d),
+        lambda x: scene.defect(x, step),
+        after.x,
+        scene.resolution(step),
+        _CORRECTIONS,
     )
     found = scene.whole(space) & jnp.all(jnp.isfinite(best)) & (least <= _LOST)
     lost = jnp.where(found, 0, 1).astype(before.lost.dtype)
@@ -173,13 +133,13 @@ def lifted(
 ) -> Geodesic:
     """Return the horizontal lift of an arc of a great circle, with `done` for its status."""
     logits, dtype = flat_logits(model, x)(x.ravel()), circle.change.dtype
-    scene = _Scene(model, circle, logits.astype(dtype), num_steps, x.shape, x.dtype)
+    scene = _Scene(model, x.shape, x.dtype, circle, logits.astype(dtype), num_steps)
     flat = x.ravel().astype(dtype)
     _, space = scene.space(flat)
     zero = jnp.zeros((), dtype)
     begun = jnp.where(scene.whole(space), zero, 1)
     states, steps = run(
-        _lift_field, _Corrected(solver), _State(flat, zero, begun), scene, num_steps, _is_lost
+        _lift_field, Corrected(solver, _back), _State(flat, zero, begun), scene, num_steps, _is_lost
     )
     rows = jnp.arange(num_steps + 1, dtype=dtype) / num_steps
     rate = along(scene.prescribed, zero, jnp.ones_like(zero)) * num_steps

@@ -130,7 +130,7 @@ def _reached(
     model: Model, x: Array, to: Array, step: Array, metric: str, max_steps: int
 ) -> Reached:
     start, logits = x.ravel().astype(step.dtype), logits_of(model, x).astype(step.dtype)
-    scene = Scene(model, start, logits, to, step, metric, max_steps, x.shape, x.dtype)
+    scene = Scene(model, x.shape, x.dtype, start, logits, to, step, metric, max_steps)
     last = move(scene)
     log_p = jax.nn.log_softmax(logits)
     return Reached(

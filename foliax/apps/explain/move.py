@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from foliax._backend.rewrite import logits_of
 from foliax._core.jacobian import contrast_jacobian
 from foliax._linalg import lapack
 from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace, least_norm
+from foliax.flow.flat import Flat
 from foliax.flow.path import Code
 from foliax.likelihood import Categorical, included, is_valid, logit_change
 
@@ -23,26 +23,15 @@ _PIVOTS = 8  # rounds of pivoting, times the number of classes
 _RUNNING = -1
 
 
-class Scene(eqx.Module):
-    """What stays fixed during one move; points are flat, in the working dtype."""
+class Scene(Flat):
+    """What stays fixed during one move."""
 
-    model: Any
     start: Float[Array, " n"]
     start_logits: Float[Array, " c"]
     to: Int[Array, ""]
     step: Float[Array, ""]
     metric: str = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
-
-    def shaped(self, x: Float[Array, " n"]) -> Float[Array, "..."]:
-        """Return a flat point as the model takes it."""
-        return x.astype(self.dtype).reshape(self.shape)
-
-    def logits(self, x: Float[Array, " n"]) -> Float[Array, " c"]:
-        """Return the logits at a flat point."""
-        return logits_of(self.model, self.shaped(x)).astype(x.dtype)
 
     def aim(self, logits: Float[Array, " c"], tries: Int[Array, ""]) -> Float[Array, ""]:
         """Return a lead that rounding does not hide.

@@ -14,6 +14,7 @@ from foliax._core.types import Model
 from foliax._linalg.products import norm
 from foliax._linalg.row_space import RowSpace
 from foliax.flow.box import Box, check_box
+from foliax.flow.flat import Flat
 from foliax.flow.path import Code, Status, as_status
 from foliax.likelihood import Categorical
 
@@ -48,26 +49,15 @@ class Motion(NamedTuple):
     status: Status
 
 
-class Scene(eqx.Module):
-    """What stays fixed during one motion; points are flat, in the working dtype."""
+class Scene(Flat):
+    """What stays fixed during one motion."""
 
-    model: Any
     box: Box | None
     start: Float[Array, " n"]
     start_logits: Float[Array, " c"]
     label: Int[Array, ""]
     threshold: Float[Array, ""]
     along: str = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)  # the caller's, in which the model is called
-
-    def shaped(self, x: Float[Array, " n"]) -> Float[Array, "..."]:
-        """Return a flat point as the model takes it."""
-        return x.astype(self.dtype).reshape(self.shape)
-
-    def logits(self, x: Float[Array, " n"]) -> Float[Array, " c"]:
-        """Return the logits at a flat point."""
-        return logits_of(self.model, self.shaped(x)).astype(x.dtype)
 
     def p_label(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """Return the probability of the label."""
