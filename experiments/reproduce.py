@@ -8,18 +8,16 @@ pictures, `results.json` (the same for the same seed), `run.json` (how it came a
 `--checkpoint DIR`, trains no more.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level
 from experiments.harness import command
 from experiments.harness.report import write_results
+from experiments.harness.run import Stages
 from experiments.harness.study import Sizes, Study
 from experiments.harness.training import Trained, obtain
 from experiments.rank_table import __main__ as rank_table
@@ -58,33 +56,22 @@ class Config(command.Run):
 
 def run(config: Config) -> dict[str, Any]:
     """Train or load, measure all claims, write everything; return what results.json holds."""
-    seconds: dict[str, float] = {}
-    bar = tqdm(total=8, desc="reproduce", unit="stage", dynamic_ncols=True)
-
-    def stage(name: str, compute: Callable[[], Any]) -> Any:
-        """Time a stage."""
-        bar.set_description(name)
-        start = time.perf_counter()
-        found = compute()
-        seconds[name] = round(time.perf_counter() - start, 2)
-        bar.update()
-        return found
-
-    trained: Trained = stage("training", lambda: obtain(
-        config.dataset, epochs=config.epochs, learning_rate=0.01, seed=config.seed,
-        out=config.out, checkpoint=config.checkpoint,
-    ))  # fmt: skip
+    stages = Stages("reproduce", 8)
+    trained: Trained = stages.run(
+        "training", obtain, config.dataset, epochs=config.epochs, learning_rate=0.01,
+        seed=config.seed, out=config.out, checkpoint=config.checkpoint,
+    )  # fmt: skip
     choice = dynamics.choose(trained.history)
     claims = _claims(config, trained, choice)
-    found = {name: stage(name, compute) for name, compute in claims.items()}
-    bar.close()
+    found = {name: stages.run(name, compute) for name, compute in claims.items()}
+    stages.bar.close()
     data = trained.dataset
     return write_results(
         config.out,
         f"The data manifold of {config.dataset}",
         [_intro(trained, choice), command.SCHEMES],
         found,
-        run={"seed": config.seed, "seconds": seconds},
+        run={"seed": config.seed, "seconds": stages.seconds},
         setting={
             "dataset": data.name,
             "num_train": len(data.train_x),

@@ -278,7 +278,7 @@ def tracking_row(bench: Bench) -> Row:
 
 def efficientnet_row(bench: Bench) -> Row:
     """Make the factor of one photograph, 999 × 150,528, a few rows at a time."""
-    from experiments.imagenet.network import normalised, photograph
+    from experiments.imagenet import normalised, photograph
     from foliax.zoo.efficientnet import load_efficientnet_lite0
 
     try:

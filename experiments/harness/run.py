@@ -8,7 +8,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.tree_util import Partial
+from tqdm import tqdm
 
 import foliax
 from foliax import sharding
@@ -64,6 +66,23 @@ def running(
             shutil.rmtree(folder / ".parts", ignore_errors=True)
     except (Busy, ImportError, OSError, ValueError) as error:
         raise SystemExit(f"{name}: {error}") from error
+
+
+class Stages:
+    """A progress bar over the stages of a run, and the seconds that each took."""
+
+    def __init__(self, name: str, total: int):
+        self.bar = tqdm(total=total, desc=name, unit="stage", dynamic_ncols=True)
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, function: Callable, *arguments: Any, **options: Any) -> Any:
+        """Run a stage to its end, timed."""
+        self.bar.set_description(name)
+        begun = time.perf_counter()
+        found = jax.block_until_ready(function(*arguments, **options))
+        self.seconds[name] = round(time.perf_counter() - begun, 3)
+        self.bar.update()
+        return found
 
 
 def mesh() -> Any:
