@@ -197,14 +197,12 @@ def _spectrum_section(numbers: dict[str, Any], num_eigenvalues: int) -> dict[str
         off, residual = (
             max(float(found[key]) for found in compared) for key in ("values_off", "residual")
         )
-        verdict = (
-            HOLDS if max(off, residual) < 1e-4 and misses < 4 else FAILS,
-            (
-                f"The {num_eigenvalues} leading eigenvalues differ from those of the factor by at most "
-                f"{off:.1g} of the largest, residuals are at most {residual:.1g} of it; the estimated "
-                f"traces are at most {misses:.2g} standard errors off."
-            ),
+        text = (
+            f"The {num_eigenvalues} leading eigenvalues differ from those of the factor by at most "
+            f"{off:.1g} of the largest, residuals are at most {residual:.1g} of it; the estimated "
+            f"traces are at most {misses:.2g} standard errors off."
         )
+        verdict = HOLDS if max(off, residual) < 1e-4 and misses < 4 else FAILS, text
     return section(
         title="Eigenpairs and trace without the factor",
         claim="Lanczos and random signs give what the exact factor gives.",

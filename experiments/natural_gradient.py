@@ -12,7 +12,7 @@ tells the cost of a step too, which is a linear solve. Writes `steps.png`, `tabl
 import time
 import timeit
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,52 +21,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from experiments.harness.command import Run, script
-from experiments.harness.files import plain, provenance, write_json, write_text
 from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
+from experiments.harness.report import markdown_table, write_numbers
 from foliax import fisher, viz, zoo
 
 NATURAL = "natural gradient"
 FEWER = 1 / 3  # share of the best SGD's steps that counts as clearly fewer
-_HIDDEN = 48
+_SIZES, _BATCH = (64, 48, 10), 256  # of the network, and images a step, the same for all methods
+_MOMENTUM = 0.9  # of a second SGD, to compare with; not what the claim is about
+_DAMPING, _MAX_KL, _SOLVER_STEPS = 0.03, 0.1, 20  # of the natural gradient; KL in nats
 _RTOL = 1e-3  # of a solve, the default of `natural_gradient`
-_OTHER_PRODUCTS = 2  # F·v of a solve besides those of its iterations: first and last residual
 _TIMED_STEPS, _REPEATS = 20, 3
 
 
 @dataclass(frozen=True)
 class Config(Run):
-    """What is compared.
-
-    Attributes:
-        rates: The grid of learning rates of SGD.
-        momentum: Of a second SGD, at the same rates, to compare with; not what the claim is about.
-        damping: Added to the diagonal of F.
-        max_kl: Longest step of the natural gradient, in nats.
-        solver_steps: Conjugate-gradient iterations at most.
-        natural_rate: Learning rate that scales the natural gradient.
-        batch_size: Images a step, drawn without replacement, the same for all methods.
-        target: Loss over the whole training set to be reached.
-        sgd_steps: Steps of SGD at most.
-        natural_steps: Steps of the natural gradient at most.
-        seeds: How many, from `seed` on; each draws its own weights and batches.
-    """
+    """What is compared."""
 
     out: Path = Path("out/natural_gradient")
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
-    momentum: float = 0.9
-    damping: float = 0.03
-    max_kl: float = 0.1
-    solver_steps: int = 20
-    natural_rate: float = 1.0
-    batch_size: int = 256
-    target: float = 0.05
-    sgd_steps: int = 400
-    natural_steps: int = 40
-    seeds: int = 3
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0)  # The grid of SGD
+    target: float = 0.05  # Loss over the whole training set to be reached
+    sgd_steps: int = 400  # Steps of SGD at most
+    natural_steps: int = 40  # Steps of the natural gradient at most
+    seeds: int = 3  # How many, from `seed` on; each draws its own weights and batches
 
     def effective(self) -> "Config":
         """Return what is run: itself, or a smaller one."""
@@ -79,89 +59,61 @@ class Config(Run):
 # --- training ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A network without its weights, and what it is trained on."""
+class Step(NamedTuple):
+    """A step: where it started, with the optimiser's state, its images, gradient, and its end."""
 
-    graph: Any
-    images: jax.Array
-    labels: jax.Array
-    batch_size: int
-
-    def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """Return the mean cross-entropy."""
-        logits = jax.vmap(self.network(params))(images)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-    def network(self, params: Any) -> Callable[[jax.Array], jax.Array]:
-        """Return the network with these weights."""
-        return nnx.merge(self.graph, params)
-
-    def batch(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Draw a batch."""
-        chosen = jax.random.choice(key, len(self.images), (self.batch_size,), replace=False)
-        return self.images[chosen], self.labels[chosen]
-
-
-class Before(NamedTuple):
-    """Where a step started: parameters, state of the optimiser, its images and their gradient."""
-
-    params: Any
+    model: Any
     state: Any
     images: jax.Array
     gradient: Any
+    after: Any
 
 
-def make_task(batch_size: int) -> tuple[Task, Callable[[int], Any]]:
-    """Return the task, and what makes the first weights from a seed."""
-    data = zoo.load_digits()
-    sizes = (data.train_x[0].size, _HIDDEN, data.num_classes)
-
-    def split(seed: int) -> tuple[Any, Any]:
-        return nnx.split(zoo.MLP(sizes, rngs=nnx.Rngs(seed)), nnx.Param)
-
-    images, labels = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
-    return Task(split(0)[0], images, labels, batch_size), lambda seed: split(seed)[1]
+def loss(model: Any, images: Any, labels: Any) -> jax.Array:
+    """Return the mean cross-entropy."""
+    logits = jax.vmap(lambda x: _apply(model, x))(images)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
-def trainer(task: Task, make: Callable, steps: int, record: Callable) -> Callable:
-    """Return a compiled training: (params, key, *settings) → what was recorded of each step.
+def network(seed: int) -> tuple[Any, Any]:
+    """Return the network before the first step: its graph and its weights."""
+    return nnx.split(zoo.MLP(_SIZES, rngs=nnx.Rngs(seed)), nnx.Param)
 
-    `make` turns settings into an optimiser, `record` the parameters after a step and `Before` into
-    an array.
+
+def _apply(weights: Any, x: jax.Array) -> jax.Array:
+    return nnx.merge(network(0)[0], weights)(x)
+
+
+def trainer(data: Any, make: Callable, steps: int, record: Callable[[Step], Any]) -> Callable:
+    """Return a compiled training: (model, key, *settings) → what was recorded of each step.
+
+    `make` turns settings into an optimiser.
     """
+    xs, ys = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
 
     @jax.jit
-    def go(params: Any, key: jax.Array, *settings: float) -> jax.Array:
+    def go(model: Any, key: jax.Array, *settings: float) -> jax.Array:
         optimiser = optax.with_extra_args_support(make(*settings))
 
         def step(carry: Any, key: jax.Array) -> tuple[Any, Any]:
-            params, state = carry
-            images, labels = task.batch(key)
-            gradient = jax.grad(task.loss)(params, images, labels)
-            updates, after = optimiser.update(gradient, state, params, batch=images)
-            before = Before(params, state, images, gradient)
-            params = optax.apply_updates(params, updates)
-            return (params, after), record(params, before)
+            model, state = carry
+            chosen = jax.random.choice(key, len(xs), (_BATCH,), replace=False)
+            gradient = jax.grad(loss)(model, xs[chosen], ys[chosen])
+            updates, new = optimiser.update(gradient, state, model, batch=xs[chosen])
+            after = optax.apply_updates(model, updates)
+            return (after, new), record(Step(model, state, xs[chosen], gradient, after))
 
-        first = params, optimiser.init(params)
+        first = model, optimiser.init(model)
         return jax.lax.scan(step, first, jax.random.split(key, steps))[1]
 
     return go
 
 
-def optimisers(task: Task, config: Config, first: Any) -> dict[str, Callable]:
-    """Return what makes each optimiser from its settings: the one under test, and SGD.
-
-    `first` are weights of the network, of which only the shapes count.
-    """
+def _natural() -> optax.GradientTransformation:
     preconditioned = fisher.natural_gradient(
-        task.network(first), config.damping, max_kl=config.max_kl, max_steps=config.solver_steps
+        _apply, _DAMPING, max_kl=_MAX_KL, max_steps=_SOLVER_STEPS
     )
-    return {
-        "sgd": optax.sgd,
-        "natural": lambda rate: optax.chain(preconditioned, optax.scale_by_learning_rate(rate)),
-    }
+    return optax.chain(preconditioned, optax.scale_by_learning_rate(1.0))
 
 
 def first_below(losses: np.ndarray, target: float) -> int | None:
@@ -170,66 +122,43 @@ def first_below(losses: np.ndarray, target: float) -> int | None:
     return int(below[0]) + 1 if len(below) else None
 
 
-# --- what a step costs --------------------------------------------------------------------------
-
-
-def seconds_per_call(function: Callable, *arguments: Any, calls: int = 1) -> float:
-    """Return the least time of some repeats, compiled, over the calls that one run makes."""
-
-    def run() -> Any:
-        return jax.block_until_ready(function(*arguments))
-
-    run()
-    return min(timeit.repeat(run, number=1, repeat=_REPEATS)) / calls
-
-
-def costs(task: Task, config: Config, params: Any) -> dict[str, float]:
-    """Time a step of each optimiser, a gradient and a product F·v, in seconds."""
-    key, rate, found = jax.random.key(0), config.natural_rate / 100, {}
-    # The small rate keeps the weights in place, so that every step costs the same.
-    settings = {"sgd": (rate, config.momentum), "natural": (rate,)}
-    for name, make in optimisers(task, config, params).items():
+def costs(data: Any, config: Config) -> dict[str, float]:
+    """Time a step of each optimiser, in seconds: the least of some repeats, compiled."""
+    found = {}
+    for name, make, settings in (("sgd", optax.sgd, (1e-2, _MOMENTUM)), ("natural", _natural, ())):
         # The sum makes the last step needed.
-        go = trainer(task, make, _TIMED_STEPS, lambda params, _: ravel_pytree(params)[0].sum())
-        found[f"{name}_step"] = seconds_per_call(
-            go, params, key, *settings[name], calls=_TIMED_STEPS
+        go = trainer(
+            data, make, _TIMED_STEPS, lambda step: sum(map(jnp.sum, jax.tree.leaves(step.after)))
         )
-    images, labels = task.batch(key)
+        model, key = network(config.seed)[1], jax.random.key(0)
 
-    @jax.jit
-    def products(v: Any) -> Any:
-        # One after another, as in a solve: the network is linearised once.
-        def body(_: int, v: Any) -> Any:
-            out = fisher.matvec(task.network(params), images, v, batched=True)
-            return jax.tree.map(lambda a: a / 100, out)
+        def run(go: Any = go, arguments: Any = (model, key, *settings)) -> Any:
+            return jax.block_until_ready(go(*arguments))
 
-        return jax.lax.fori_loop(0, _TIMED_STEPS, body, v)
-
-    found["product"] = seconds_per_call(products, params, calls=_TIMED_STEPS)
-    gradient = jax.jit(jax.grad(task.loss))
-    return found | {"gradient": seconds_per_call(gradient, params, images, labels)}
+        run()
+        found[f"{name}_step"] = min(timeit.repeat(run, number=1, repeat=_REPEATS)) / _TIMED_STEPS
+    return found
 
 
-def audit(task: Task, config: Config, params: Any, steps: int) -> dict[str, Any]:
+def audit(data: Any, config: Config, steps: int) -> dict[str, Any]:
     """Repeat the first steps of the natural gradient, and measure the residual of every solve.
 
     A solve whose residual is above the tolerance took all its iterations.
     """
 
-    def residual(_: Any, before: Before) -> jax.Array:
+    def residual(step: Step) -> jax.Array:
         return fisher.solve(
-            task.network(before.params), before.images, before.gradient, damping=config.damping,
-            rtol=_RTOL, max_steps=config.solver_steps, guess=before.state[0].direction,
+            _apply, step.model, step.images, step.gradient, damping=_DAMPING, rtol=_RTOL,
+            max_steps=_SOLVER_STEPS, guess=step.state[0].direction,
         ).residual  # fmt: skip
 
-    go = trainer(task, optimisers(task, config, params)["natural"], config.natural_steps, residual)
-    residuals = np.asarray(go(params, jax.random.key(config.seed), config.natural_rate))[:steps]
+    go = trainer(data, _natural, config.natural_steps, residual)
+    found = np.asarray(go(network(config.seed)[1], jax.random.key(config.seed)))[:steps]
     return {
-        "products_per_step_at_most": config.solver_steps + _OTHER_PRODUCTS,
         "solves": steps,
-        "solves_that_took_all_iterations": int(np.sum(residuals > _RTOL)),
-        "least_residual": residuals.min(),
-        "largest_residual": residuals.max(),
+        "solves_that_took_all_iterations": int(np.sum(found > _RTOL)),
+        "least_residual": found.min(),
+        "largest_residual": found.max(),
     }
 
 
@@ -239,55 +168,53 @@ def audit(task: Task, config: Config, params: Any, steps: int) -> dict[str, Any]
 def run(config: Config) -> dict[str, Any]:
     """Train with every method and seed, write everything, and return what results.json holds."""
     start, config = time.perf_counter(), config.effective()
-    task, first_weights = make_task(config.batch_size)
-    losses = _train_all(task, first_weights, config)
-    stages = {"training": time.perf_counter() - start}
+    data = zoo.load_digits()
+    losses = _train_all(data, config)
+    seconds = {"training": time.perf_counter() - start}
     found = {name: _summary(curves, config.target) for name, curves in losses.items()}
-    best, second = (_best(found, config, momentum) for momentum in (0.0, config.momentum))
-    steps = found[NATURAL]["steps"][0] or config.natural_steps
+    best, second = (_best(found, config, momentum) for momentum in (0.0, _MOMENTUM))
     outcome, verdict = _verdict(found, best, second, config)
-    results = plain({
-        "setting": {k: v for k, v in asdict(config).items() if k not in ("out", "devices")},
-        "methods": found,
-        "best_sgd": best,
-        "best_sgd_with_momentum": second,
-        "solver": audit(task, config, first_weights(config.seed), steps),
-        "outcome": outcome,
-        "verdict": verdict,
-    })  # fmt: skip
-    seconds = costs(task, config, first_weights(config.seed))
+    solver = audit(data, config, found[NATURAL]["steps"][0] or config.natural_steps)
+    spent = costs(data, config)
     draw({name: losses[name] for name in (NATURAL, best, second) if name}, config)
-    text = f"{make_table(results, seconds)}\n\n{verdict}\n"
-    write_text(config.out / "table.md", text)
-    write_json(config.out / "results.json", results)
-    stages |= {f"per_{name}": value for name, value in seconds.items()}
-    write_json(config.out / "run.json", provenance(config.seed, plain(stages)))
-    print(f"{text}\n{outcome}; curves: {config.out / 'steps.png'}")
-    return results
+    setting = {
+        "seed": config.seed, "seeds": config.seeds, "rates": config.rates, "momentum": _MOMENTUM,
+        "damping": _DAMPING, "max_kl": _MAX_KL, "solver_steps": _SOLVER_STEPS, "batch_size": _BATCH,
+        "target": config.target, "sgd_steps": config.sgd_steps,
+        "natural_steps": config.natural_steps,
+    }  # fmt: skip
+    results = {
+        "setting": setting, "methods": found, "best_sgd": best, "best_sgd_with_momentum": second,
+        "solver": solver, "outcome": outcome, "verdict": verdict,
+    }  # fmt: skip
+    return write_numbers(
+        config.out, results, seed=config.seed,
+        seconds=seconds | {f"per_{name}": value for name, value in spent.items()},
+        table=f"{make_table(results, spent)}\n\n{verdict}",
+    )  # fmt: skip
 
 
-def _train_all(task: Task, first_weights: Callable, config: Config) -> dict[str, np.ndarray]:
+def _train_all(data: Any, config: Config) -> dict[str, np.ndarray]:
     """Return the losses (seeds, steps) of every method by name."""
+    images, labels = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
 
-    def loss(params: Any, _: Before) -> jax.Array:
-        return task.loss(params, task.images, task.labels)
+    def whole(step: Step) -> jax.Array:
+        return loss(step.after, images, labels)
 
-    makers = optimisers(task, config, first_weights(config.seed))
-    descend = trainer(task, makers["sgd"], config.sgd_steps, loss)
-    improve = trainer(task, makers["natural"], config.natural_steps, loss)
+    descend = trainer(data, optax.sgd, config.sgd_steps, whole)
     runs: dict[str, Any] = {
         _name(rate, momentum): (descend, rate, momentum)
-        for momentum in dict.fromkeys((0.0, config.momentum))
+        for momentum in (0.0, _MOMENTUM)
         for rate in config.rates
     }
-    runs[NATURAL] = (improve, config.natural_rate)
+    runs[NATURAL] = (trainer(data, _natural, config.natural_steps, whole),)
     losses: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     with tqdm(total=len(runs) * config.seeds, unit="run", dynamic_ncols=True) as bar:
         for seed in range(config.seed, config.seed + config.seeds):
-            params, key = first_weights(seed), jax.random.key(seed)
+            model, key = network(seed)[1], jax.random.key(seed)
             for name, (go, *settings) in runs.items():
                 bar.set_description(f"{name}, seed {seed}")
-                losses[name].append(np.asarray(go(params, key, *settings)))
+                losses[name].append(np.asarray(go(model, key, *settings)))
                 bar.update()
     return {name: np.stack(curves) for name, curves in losses.items()}
 
@@ -333,24 +260,21 @@ def _verdict(
 
 def make_table(results: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
     """Return the table of methods and of what they cost, in Markdown."""
-    lines = [
-        "| method | steps to the target, by seed | median | ms a step | seconds to the target |",
-        "|---|---|---:|---:|---:|",
-    ]
+    lines = [["method", "steps to the target, by seed", "median", "ms a step", "s to the target"]]
     for name, one in results["methods"].items():
-        each, median = seconds["natural_step" if name == NATURAL else "sgd_step"], "–"
+        each, median = (
+            seconds["natural_step" if name == NATURAL else "sgd_step"],
+            one["median_steps"],
+        )
         steps = ", ".join("not reached" if s is None else str(s) for s in one["steps"])
-        needed = "–"
-        if one["median_steps"] is not None:
-            median, needed = f"{one['median_steps']:g}", f"{one['median_steps'] * each:.3g}"
-        lines.append(f"| {name} | {steps} | {median} | {1e3 * each:.3g} | {needed} |")
+        needed = ["–", f"{1e3 * each:.3g}", "–"]
+        if median is not None:
+            needed = [f"{median:g}", f"{1e3 * each:.3g}", f"{median * each:.3g}"]
+        lines.append([name, steps, *needed])
     solver = results["solver"]
-    return "\n".join(lines) + (
-        f"\n\nA natural-gradient step makes at most {solver['products_per_step_at_most']} products "
-        f"F·v and one gradient; {solver['solves_that_took_all_iterations']} of the first "
-        f"{solver['solves']} solves took all their iterations. A product takes "
-        f"{1e3 * seconds['product']:.3g} ms, a gradient of one batch "
-        f"{1e3 * seconds['gradient']:.3g} ms."
+    return (
+        f"{markdown_table(lines)}\n\n{solver['solves_that_took_all_iterations']} of the first "
+        f"{solver['solves']} solves took all their {_SOLVER_STEPS} iterations."
     )
 
 

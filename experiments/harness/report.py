@@ -97,12 +97,33 @@ def write_results(
     """
     results = {**more, "claims": without_tables(sections)}
     write_report(folder, title, intro, sections)
-    write_json(folder / "results.json", results)
-    write_json(folder / "run.json", {**provenance(run["seed"], run["seconds"]), **run})
+    write_numbers(folder, results, **run)
     for name, found in sections.items():
         print(f"{name} {found['outcome']}: {found['title']}\n{found['verdict']}")
     print(f"report: {folder / 'report.html'}")
     return results
+
+
+def write_numbers(
+    folder: Path,
+    results: Any,
+    *,
+    seed: int,
+    seconds: Mapping[str, Any],
+    table: str | None = None,
+    **run: Any,
+) -> Any:
+    """Write results.json and run.json, and tables to table.md; return the results as written.
+
+    `run` is what run.json says besides.
+    """
+    found = plain(results)
+    write_json(folder / "results.json", found)
+    write_json(folder / "run.json", provenance(seed, plain(seconds)) | run)
+    if table is not None:
+        file = write_text(folder / "table.md", f"{table}\n")
+        print(f"{table}\n\ntable: {file}")
+    return found
 
 
 def write_report(
