@@ -35,20 +35,15 @@ NAVIGATED = data_leaf.Claim(
 
 @dataclass(frozen=True)
 class Command(WalkCommand):
-    """Which network, which pairs, and how far they are walked.
+    """Which network, which pairs, and how far they are walked."""
 
-    Attributes:
-        dataset: "cifar10" or "cifar100", which need the internet once, or "photographs", cuts of
-            those of scikit-image; None for the data set of the checkpoint, and for photographs
-            without one.
-        net: Network that is trained on photographs, or that takes the weights.
-        epochs: Epochs of the training on photographs.
-    """
-
+    # "cifar10" or "cifar100", which need the internet once, or "photographs", cuts of those of
+    # scikit-image; None for the data set of the checkpoint, and for photographs without one.
     dataset: Literal["photographs", "cifar10", "cifar100"] | None = None
+    # Network that is trained on photographs, or that takes the weights.
     net: Literal["colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19"] = "colour_cnn"
-    epochs: int = 8
-    out: Path = Path("out/cifar")
+    epochs: int = 8  # Epochs of the training on photographs
+    out: Path = Path("out/cifar")  # Output folder
 
     def load(self) -> Loaded:
         """Return the network and its data; train where there is no other."""

@@ -180,14 +180,10 @@ _ROWS = (
 
 @dataclass(frozen=True)
 class Command(WalkCommand):
-    """Which network, which pairs, and how far they are walked.
+    """Which network, which pairs, and how far they are walked."""
 
-    Attributes:
-        flip: Mirror the targets (S4).
-    """
-
-    flip: bool = False
-    out: Path = Path("out/data_leaf")
+    flip: bool = False  # Mirror the targets (S4)
+    out: Path = Path("out/data_leaf")  # Output folder
 
 
 def measure_command(options: Command) -> command.Found:

@@ -203,7 +203,7 @@ def _draw_test_images(measured: Mapping[int, Any], file: Path) -> None:
 class Command(command.Command):
     """Which training, and at which test images G is measured; `epoch` marks another checkpoint."""
 
-    out: Path = Path("out/dynamics")
+    out: Path = Path("out/dynamics")  # Output folder
 
 
 def measure_command(options: Command) -> command.Found:

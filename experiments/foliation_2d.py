@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
 class Config(foliations.Config):
     """Which networks, and where to write."""
 
-    out: Path = Path("out/foliation_2d")
+    out: Path = Path("out/foliation_2d")  # Output folder
 
 
 def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

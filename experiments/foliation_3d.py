@@ -57,27 +57,16 @@ _NEWTON_SEEDS = 10
 
 
 class Sizes(NamedTuple):
-    """How fine a study is.
+    """How fine a study is."""
 
-    Attributes:
-        seeds: Curves of a kind start at so many points at most.
-        gap: Least distance of curves of one kind at their seeds; they end at half of it.
-        reach: Length of a curve to each side of its seed, for "xor".
-        around: The same for "circles": enough for a loop.
-        piece_steps: Steps after which a curve takes a new direction.
-        step: Length of a step.
-        grid: Points a side of the lattice from which level surfaces are found.
-        samples: Points at which involutivity is measured.
-    """
-
-    seeds: int = 70
-    gap: float = 0.55
-    reach: float = 3.0
-    around: float = 13.0
-    piece_steps: int = 10
-    step: float = 0.025
-    grid: int = 48
-    samples: int = 1000
+    seeds: int = 70  # Curves of a kind start at so many points at most
+    gap: float = 0.55  # Least distance of curves of one kind at their seeds; they end at half of it
+    reach: float = 3.0  # Length of a curve to each side of its seed, for "xor"
+    around: float = 13.0  # The same for "circles": enough for a loop
+    piece_steps: int = 10  # Steps after which a curve takes a new direction
+    step: float = 0.025  # Length of a step
+    grid: int = 48  # Points a side of the lattice from which level surfaces are found
+    samples: int = 1000  # Points at which involutivity is measured
 
     def follow(self, model: Any, seeds: Any, directions: Any, length: float, **options: Any) -> Any:
         """Follow curves, as `curves.follow`, so far to each side."""
@@ -95,7 +84,7 @@ _QUICK = Sizes(
 class Config(foliations.Config):
     """Which networks, and where to write."""
 
-    out: Path = Path("out/foliation_3d")
+    out: Path = Path("out/foliation_3d")  # Output folder
 
 
 def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ _LEFT_OUT = "The exact spectrum was left out"
 class Config(Run):
     """What to measure, and where to write."""
 
-    out: Path = Path("out/imagenet")
+    out: Path = Path("out/imagenet")  # Output folder
     # Names in `skimage.data`, of files inside the package.
     photographs: tuple[str, ...] = ("chelsea", "coffee", "astronaut", "rocket")
     exact: int = 4  # On how many the exact spectrum is made; elsewhere `foliax.trace` is used

@@ -165,20 +165,13 @@ _ROWS = (
 
 @dataclass(frozen=True)
 class Command(command.Command):
-    """Which network, which images, and how far they drift.
+    """Which network, which images, and how far they drift."""
 
-    Attributes:
-        steps: Steps; the slides take 1000.
-        step: Length of a step, normalised units.
-        save_every: Steps between the points kept.
-        show_every: Steps between the pictures of the strip; a multiple of `save_every`.
-    """
-
-    steps: int = 1000
-    step: float = 0.1
-    save_every: int = 5
-    show_every: int = 125
-    out: Path = Path("out/kernel")
+    steps: int = 1000  # Steps; the slides take 1000
+    step: float = 0.1  # Length of a step, normalised units
+    save_every: int = 5  # Steps between the points kept
+    show_every: int = 125  # Steps between the pictures of the strip; a multiple of `save_every`
+    out: Path = Path("out/kernel")  # Output folder
 
 
 def measure_command(options: Command) -> command.Found:

@@ -217,17 +217,13 @@ def _verdict(numbers: dict[str, Any], side: int, spacing: float) -> tuple[str, s
 
 @dataclass(frozen=True)
 class Command(command.Command):
-    """Which network, which images, and how large the map is.
+    """Which network, which images, and how large the map is."""
 
-    Attributes:
-        half: Images on each side of the start, in both directions.
-        spacing: Length between neighbours, normalised units; None for √n / 14, as more pixels lie
-            farther apart.
-    """
-
-    half: int = 5
+    half: int = 5  # Images on each side of the start, in both directions
+    # Length between neighbours, normalised units; None for √n / 14, as more pixels lie farther
+    # apart.
     spacing: float | None = None
-    out: Path = Path("out/leaf_map")
+    out: Path = Path("out/leaf_map")  # Output folder
 
 
 def measure_command(options: Command) -> command.Found:

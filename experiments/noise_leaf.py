@@ -165,15 +165,12 @@ _ROWS = (
 
 @dataclass(frozen=True)
 class Command(WalkCommand):
-    """Which network, which pairs, how noisy, and how far they are walked.
+    """Which network, which pairs, how noisy, and how far they are walked."""
 
-    Attributes:
-        noise: How noisy the images are made, root mean square in pixel units; about, as the pixel
-            box holds some of it back.
-    """
-
+    # How noisy the images are made, root mean square in pixel units; about, as the pixel box holds
+    # some of it back.
     noise: float = 0.2
-    out: Path = Path("out/noise_leaf")
+    out: Path = Path("out/noise_leaf")  # Output folder
 
 
 def noise_steps(dataset: Any, level: float, *, step: float, save_every: int) -> int:

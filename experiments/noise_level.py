@@ -182,7 +182,7 @@ def _verdict(numbers: dict[str, Any]) -> tuple[str, str]:
 class Command(WalkCommand):
     """Which network, which pairs, and how far they are walked."""
 
-    out: Path = Path("out/noise_level")
+    out: Path = Path("out/noise_level")  # Output folder
 
 
 def measure_command(options: Command) -> command.Found:

@@ -22,23 +22,14 @@ _LEFT = 0.45  # share of the left column
 
 @dataclass(frozen=True)
 class Config:
-    """Which pictures, and where the composed one goes.
+    """Which pictures, and where the composed one goes."""
 
-    Attributes:
-        training: Trace and rank of G during training, of `train`.
-        kernel: Strip of a drift along the kernel, of `kernel` or `claims`.
-        leaf: Strips of walks on the data leaf, of `data_leaf` or `claims`.
-        map: Map of the leaf, of `leaf_map`.
-        eigenvectors: Eigenvectors of G, of `leaf_map`.
-        out: The picture to write.
-    """
-
-    training: Path
-    kernel: Path
-    leaf: Path
-    map: Path
-    eigenvectors: Path
-    out: Path = Path("out/overview.png")
+    training: Path  # Trace and rank of G during training, of `train`
+    kernel: Path  # Strip of a drift along the kernel, of `kernel` or `claims`
+    leaf: Path  # Strips of walks on the data leaf, of `data_leaf` or `claims`
+    map: Path  # Map of the leaf, of `leaf_map`
+    eigenvectors: Path  # Eigenvectors of G, of `leaf_map`
+    out: Path = Path("out/overview.png")  # The picture to write
 
 
 def run(config: Config) -> Path:

@@ -28,44 +28,34 @@ _OVERRIDES = (
 
 @dataclass(frozen=True)
 class Config(command.Run):
-    """What to train, how, and where to.
+    """What to train, how, and where to."""
 
-    Attributes:
-        dataset: Data set; digits, xor and circles are embedded, the others are prepared by
-            `python -m foliax.zoo.prepare NAME`.
-        net: Network.
-        preset: Settings that those below override: "paper" (SGD at 0.01, batches of 60, 30
-            epochs), "foliations" (batches of 50), "vgg" (momentum, weight decay, cosine) or
-            "quick" (AdamW, 5 epochs).
-        epochs: Passes over the training set.
-        batch_size: Images in a step.
-        learning_rate: The rate; of a schedule, the highest.
-        optimizer: How gradients become steps.
-        schedule: How the rate changes.
-        activation: Activation of the network.
-        hidden: Widths of the hidden layers of "mlp".
-        track_per_epoch: How often in an epoch trace and rank are measured.
-        reference_size: On how many training images.
-        devices: How many devices share every batch, whose size is a multiple of it; None for all
-            that JAX finds.
-    """
-
+    # Data set; digits, xor and circles are embedded, the others are prepared by `python -m
+    # foliax.zoo.prepare NAME`.
     dataset: Literal["xor", "circles"] | command.Named = "digits"
+    # Network.
     net: Literal[
         "mlp", "cnn", "colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19", "xor_net", "circle_net"
     ] = "mlp"
+    # Settings that those below override: "paper" (SGD at 0.01, batches of 60, 30 epochs),
+    # "foliations" (batches of 50), "vgg" (momentum, weight decay, cosine) or "quick" (AdamW, 5
+    # epochs).
     preset: Literal["paper", "foliations", "vgg", "quick"] = "paper"
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
+    epochs: int | None = None  # Passes over the training set
+    batch_size: int | None = None  # Images in a step
+    learning_rate: float | None = None  # The rate; of a schedule, the highest
+    # How gradients become steps.
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] | None = None
+    # How the rate changes.
     schedule: Literal["constant", "cosine", "warmup-cosine", "step"] | None = None
-    activation: Literal["relu", "gelu", "sigmoid"] = "relu"
-    hidden: tuple[int, ...] = (48,)
-    track_per_epoch: int | None = None
-    reference_size: int = 1000
+    activation: Literal["relu", "gelu", "sigmoid"] = "relu"  # Activation of the network
+    hidden: tuple[int, ...] = (48,)  # Widths of the hidden layers of "mlp"
+    track_per_epoch: int | None = None  # How often in an epoch trace and rank are measured
+    reference_size: int = 1000  # On how many training images
+    # How many devices share every batch, whose size is a multiple of it; None for all that JAX
+    # finds.
     devices: int | None = 1
-    out: Path = Path("out/train")
+    out: Path = Path("out/train")  # Output folder
 
 
 def training(config: Config) -> zoo.TrainConfig:

@@ -41,27 +41,20 @@ _PICTURES = {
 
 @dataclass(frozen=True)
 class Command(commands.Command):
-    """Which network, which images, how far, and how the networks with a penalty are trained.
+    """Which network, which images, how far, and how the networks with a penalty are trained."""
 
-    Attributes:
-        pairs: How many test images at most; those that are misclassified are left out.
-        budget: The largest budget, normalised units; None for the median distance of a test image
-            from its nearest training image.
-        steps: Steps of the geodesics.
-        penalties: Strengths λ of the penalty on the mean trace of G.
-        hidden: Units of the hidden layer of the networks with a penalty.
-        epochs: Epochs of their training.
-        rate: Its learning rate.
-    """
-
+    # How many test images at most; those that are misclassified are left out.
     pairs: commands.Count = 300
+    # The largest budget, normalised units; None for the median distance of a test image from its
+    # nearest training image.
     budget: float | None = None
-    steps: int = 32
+    steps: int = 32  # Steps of the geodesics
+    # Strengths λ of the penalty on the mean trace of G.
     penalties: tuple[float, ...] = (0.1, 1.0, 10.0)
-    hidden: int = 128
-    epochs: int = 10
-    rate: float = 1e-3
-    out: Path = Path("out/attack")
+    hidden: int = 128  # Units of the hidden layer of the networks with a penalty
+    epochs: int = 10  # Epochs of their training
+    rate: float = 1e-3  # Its learning rate
+    out: Path = Path("out/attack")  # Output folder
 
 
 def measure_command(command: Command) -> commands.Found:

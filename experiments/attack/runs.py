@@ -21,19 +21,12 @@ _TRACED = 1000  # images at which the trace is averaged
 
 
 class Outcome(NamedTuple):
-    """One attack at every budget, with a leading axis over images from `fooling`.
+    """One attack at every budget, with a leading axis over images from `fooling`."""
 
-    Attributes:
-        fooled: (B,) whether the prediction is another one.
-        distance: (B,) how far the image was moved, normalised units.
-        kl: (B,) KL of the prediction from that at the image, in nats.
-        end: (B, *shape) what became of the image; None where it is not kept.
-    """
-
-    fooled: Any
-    distance: Any
-    kl: Any
-    end: Any
+    fooled: Any  # (B,) whether the prediction is another one
+    distance: Any  # (B,) how far the image was moved, normalised units
+    kl: Any  # (B,) KL of the prediction from that at the image, in nats
+    end: Any  # (B, *shape) what became of the image; None where it is not kept
 
 
 def attacks(steps: int) -> dict[str, Callable[..., attack.Attacked]]:

@@ -44,27 +44,19 @@ MEASURES: Mapping[str, Callable[[Study, Path], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Config(command.Run):
-    """Which networks and claims, how many pairs, and where to write.
+    """Which networks and claims, how many pairs, and where to write."""
 
-    Attributes:
-        networks: Folders of trainings, with epochs as FOLDER@1,3 or FOLDER@all; .npz or .pt files
-            of the papers' weights; or digits_mlp or mnist_cnn.
-        dataset: Data set of the weights in files.
-        claims: Which claims.
-        pairs: How many pairs of test images; as many images drift along the kernel.
-        steps: Steps at most.
-        step: Length of a step, normalised units.
-        noise: How noisy the images of S7 are made, root mean square in pixel units, about.
-    """
-
+    # Folders of trainings, with epochs as FOLDER@1,3 or FOLDER@all; .npz or .pt files of the
+    # papers' weights; or digits_mlp.
     networks: tuple[str, ...] = ("digits_mlp",)
-    dataset: command.Grey = "fashion_mnist"
-    claims: tuple[Literal["S3", "S4", "S5", "S6", "S7"], ...] = CLAIMS
-    pairs: int = 100
-    steps: int = 1000
-    step: float = 0.1
+    dataset: command.Grey = "fashion_mnist"  # Data set of the weights in files
+    claims: tuple[Literal["S3", "S4", "S5", "S6", "S7"], ...] = CLAIMS  # Which claims
+    pairs: int = 100  # How many pairs of test images; as many images drift along the kernel
+    steps: int = 1000  # Steps at most
+    step: float = 0.1  # Length of a step, normalised units
+    # How noisy the images of S7 are made, root mean square in pixel units, about.
     noise: float = 0.2
-    out: Path = Path("out/claims")
+    out: Path = Path("out/claims")  # Output folder
 
     def __post_init__(self):
         if self.quick:

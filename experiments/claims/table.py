@@ -15,17 +15,11 @@ _NOISY = ("noisy", "noisy.published")
 
 
 class Column(NamedTuple):
-    """A column of a table.
+    """A column of a table."""
 
-    Attributes:
-        heading: Its name.
-        paths: Where its numbers are kept; they stand side by side.
-        kind: How they are written.
-    """
-
-    heading: str
-    paths: tuple[str, ...]
-    kind: str = "percent"
+    heading: str  # Its name
+    paths: tuple[str, ...]  # Where its numbers are kept; they stand side by side
+    kind: str = "percent"  # How they are written
 
 
 def _both(heading: str, path: str, kind: str = "percent", *, places: Any = _SCHEMES) -> Column:

@@ -45,22 +45,14 @@ _PICTURE = (
 
 @dataclass(frozen=True)
 class Command(commands.Command):
-    """Which network, which images, and the smooth networks that are trained beside it.
+    """Which network, which images, and the smooth networks that are trained beside it."""
 
-    Attributes:
-        pairs: How many test images.
-        hidden: Units of the hidden layers of the smooth networks.
-        epochs: How long these are trained, by Adam at 0.003.
-        steps: Steps at most of the walks.
-        step: Length of a step, normalised units.
-    """
-
-    pairs: commands.Count = 300
-    hidden: int = 48
-    epochs: int = 20
-    steps: int = 200
-    step: float = 0.1
-    out: Path = Path("out/curvature")
+    pairs: commands.Count = 300  # How many test images
+    hidden: int = 48  # Units of the hidden layers of the smooth networks
+    epochs: int = 20  # How long these are trained, by Adam at 0.003
+    steps: int = 200  # Steps at most of the walks
+    step: float = 0.1  # Length of a step, normalised units
+    out: Path = Path("out/curvature")  # Output folder
 
 
 def measure_command(command: Command) -> commands.Found:

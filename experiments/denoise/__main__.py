@@ -60,7 +60,7 @@ class Command(command_line.Command):
     steps: int = 300  # Steps at most
     stall: float = 1e-3  # Tangent fraction at which a closest point is reached
     choosers: bool = True  # Whether references are also chosen by class and by feature
-    out: Path = Path("out/denoise")
+    out: Path = Path("out/denoise")  # Output folder
 
     def flow(self) -> dict[str, Any]:
         """Return how closest points are found."""

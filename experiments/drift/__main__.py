@@ -35,27 +35,19 @@ _JACOBIANS = 1000  # what every walk toward a target may spend
 
 @dataclass(frozen=True)
 class Config(Run):
-    """What to measure, and where to write.
+    """What to measure, and where to write."""
 
-    Attributes:
-        dataset: Whose test images move.
-        checkpoint: Folder of a training to take the network from.
-        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
-            With neither, digits take the network that comes with foliax.
-        images: Test images, from the first; rounded down to a multiple of `rounds`.
-        steps: Steps along the kernel; the slides take 1000.
-        step: Length of a step, normalised units.
-        rounds: The images are cut into so many parts; schemes take turns on each, and the median
-            of the ratios of times is reported, as other work on the machine comes and goes.
-    """
-
-    dataset: Literal["digits", "fashion_mnist"] = "digits"
-    checkpoint: Path | None = None
+    dataset: Literal["digits", "fashion_mnist"] = "digits"  # Whose test images move
+    checkpoint: Path | None = None  # Folder of a training to take the network from
+    # PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint. With neither,
+    # digits take the network that comes with foliax.
     weights: Path | None = None
-    out: Path = Path("out/drift")
-    images: int = 32
-    steps: int = 1000
-    step: float = 0.1
+    out: Path = Path("out/drift")  # Output folder
+    images: int = 32  # Test images, from the first; rounded down to a multiple of `rounds`
+    steps: int = 1000  # Steps along the kernel; the slides take 1000
+    step: float = 0.1  # Length of a step, normalised units
+    # The images are cut into so many parts; schemes take turns on each, and the median of the
+    # ratios of times is reported, as other work on the machine comes and goes.
     rounds: int = 4
 
     def effective(self) -> "Config":

@@ -31,18 +31,12 @@ _SHOWN = 4  # images in the picture
 
 @dataclass(frozen=True)
 class Command(commands.Command):
-    """Which network, which images, and how they are moved.
+    """Which network, which images, and how they are moved."""
 
-    Attributes:
-        pairs: How many test images.
-        steps: Steps at most to each class.
-        step: Length of a step, normalised units.
-    """
-
-    pairs: commands.Count = 50
-    steps: int = 500
-    step: float = 0.25
-    out: Path = Path("out/explain")
+    pairs: commands.Count = 50  # How many test images
+    steps: int = 500  # Steps at most to each class
+    step: float = 0.25  # Length of a step, normalised units
+    out: Path = Path("out/explain")  # Output folder
 
 
 def measure_command(command: Command) -> commands.Found:

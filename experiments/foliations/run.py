@@ -23,12 +23,9 @@ NAMES = {"relu": "ReLU", "gelu": "GELU", "sigmoid": "sigmoid"}
 
 @dataclass(frozen=True)
 class Config(Run):
-    """Which networks, and where to write.
+    """Which networks, and where to write."""
 
-    Attributes:
-        activations: Of the networks, one column of the pictures each; the first alone if quick.
-    """
-
+    # Of the networks, one column of the pictures each; the first alone if quick.
     activations: tuple[Literal["relu", "gelu", "sigmoid"], ...] = ("relu", "gelu", "sigmoid")
 
 

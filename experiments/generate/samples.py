@@ -36,25 +36,16 @@ _STEP = 0.2  # of a walk, normalised units
 
 @dataclass(frozen=True)
 class Command(command.Command):
-    """Which networks, which images, and how samples are made.
+    """Which networks, which images, and how samples are made."""
 
-    Attributes:
-        pairs: Test images to start from, a multiple of the number of classes.
-        epochs: Epochs of the checkpoint to compare; none for the one of `epoch`.
-        samples: Samples of each start, at least 2.
-        length: How far a free Brownian motion goes on average, over the distance of two images of
-            a class.
-        keep: Threshold of p_label, over p_label at the start.
-        steps: Steps of a Brownian motion; a walk takes four times as many at most.
-    """
-
-    pairs: command.Count = 30
-    epochs: tuple[int, ...] = ()
-    samples: int = 4
+    pairs: command.Count = 30  # Test images to start from, a multiple of the number of classes
+    epochs: tuple[int, ...] = ()  # Epochs of the checkpoint to compare; none for the one of `epoch`
+    samples: int = 4  # Samples of each start, at least 2
+    # How far a free Brownian motion goes on average, over the distance of two images of a class.
     length: float = 1.0
-    keep: float = 0.9
-    steps: int = 100
-    out: Path = Path("out/generate")
+    keep: float = 0.9  # Threshold of p_label, over p_label at the start
+    steps: int = 100  # Steps of a Brownian motion; a walk takes four times as many at most
+    out: Path = Path("out/generate")  # Output folder
 
     @property
     def walk_steps(self) -> int:
@@ -67,25 +58,15 @@ class Command(command.Command):
 
 
 class Task(NamedTuple):
-    """What every epoch of a training starts from.
+    """What every epoch of a training starts from."""
 
-    Attributes:
-        places: (N,) of the starts in the test set.
-        labels: (N,) their true labels.
-        targets: (N, samples) places in the training set, of the same label.
-        spread: Mean distance of two training images of a class, by class.
-        reading: Calibration of the noise of test images.
-        nearest: Fitted on the training images.
-        near: Median distance of a test image from the nearest training image.
-    """
-
-    places: np.ndarray
-    labels: np.ndarray
-    targets: np.ndarray
-    spread: np.ndarray
-    reading: noise.Calibration
-    nearest: NearestNeighbors
-    near: float
+    places: np.ndarray  # (N,) of the starts in the test set
+    labels: np.ndarray  # (N,) their true labels
+    targets: np.ndarray  # (N, samples) places in the training set, of the same label
+    spread: np.ndarray  # Mean distance of two training images of a class, by class
+    reading: noise.Calibration  # Calibration of the noise of test images
+    nearest: NearestNeighbors  # Fitted on the training images
+    near: float  # Median distance of a test image from the nearest training image
 
 
 class Made(NamedTuple):

@@ -30,44 +30,31 @@ Count = Annotated[int, tyro.conf.arg(aliases=("--images",))]
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a script.
+    """One run of a script."""
 
-    Attributes:
-        seed: Of all that is drawn at random: images, directions, noise, trainings made here.
-        out: Output folder.
-        devices: How many devices share the work; None for all that JAX finds.
-        quick: Few steps, to see that everything runs.
-    """
-
-    seed: int = 0
-    out: Path = Path("out")
-    devices: int | None = None
-    quick: bool = False
+    seed: int = 0  # Of all that is drawn at random: images, directions, noise, trainings made here
+    out: Path = Path("out")  # Output folder
+    devices: int | None = None  # How many devices share the work; None for all that JAX finds
+    quick: bool = False  # Few steps, to see that everything runs
 
 
 @dataclass(frozen=True)
 class Command(Run):
-    """Which network, which images, and where to write.
+    """Which network, which images, and where to write."""
 
-    Attributes:
-        dataset: Data set; None for that of the checkpoint, and for digits without one. Digits need
-            nothing, Fashion-MNIST and the like are prepared by `python -m foliax.zoo.prepare`;
-            MNIST and CIFAR need the internet for it.
-        checkpoint: Folder of a training (`experiments.train --out`). Without it, digits take the
-            network that comes with foliax.
-        epoch: Which epoch of that training; None for the newest.
-        weights: PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
-        pairs: How many pairs of test images, or images where there are no targets; 1 for one
-            picture.
-        start: Place of one start in the test set; None to draw starts by the seed.
-    """
-
+    # Data set; None for that of the checkpoint, and for digits without one. Digits need nothing,
+    # Fashion-MNIST and the like are prepared by `python -m foliax.zoo.prepare`; MNIST and CIFAR
+    # need the internet for it.
     dataset: Named | None = None
+    # Folder of a training (`experiments.train --out`). Without it, digits take the network that
+    # comes with foliax.
     checkpoint: Path | None = None
-    epoch: int | None = None
+    epoch: int | None = None  # Which epoch of that training; None for the newest
+    # PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
     weights: Path | None = None
+    # How many pairs of test images, or images where there are no targets; 1 for one picture.
     pairs: Count = 1
-    start: int | None = None
+    start: int | None = None  # Place of one start in the test set; None to draw starts by the seed
 
     def load(self) -> Loaded:
         """Return the network and its data."""
@@ -93,21 +80,13 @@ Any_Command = TypeVar("Any_Command", bound=Command)
 
 @dataclass(frozen=True)
 class Found:
-    """What an experiment found.
+    """What an experiment found."""
 
-    Attributes:
-        loaded: The network and its data.
-        sections: Name of each claim, and what `report.section` gave.
-        walks: What `populations.records` gave, by claim; every path point by point.
-        note: What a reader of the report has to know.
-        labelled: Whether the labels of the data are those that the network predicts.
-    """
-
-    loaded: Loaded
-    sections: Mapping[str, Any]
-    walks: Mapping[str, Any]
-    note: str = SCHEMES
-    labelled: bool = True
+    loaded: Loaded  # The network and its data
+    sections: Mapping[str, Any]  # Name of each claim, and what `report.section` gave
+    walks: Mapping[str, Any]  # What `populations.records` gave, by claim; every path point by point
+    note: str = SCHEMES  # What a reader of the report has to know
+    labelled: bool = True  # Whether the labels of the data are those that the network predicts
 
 
 def write(command: Command, found: Found, seconds: float, title: str) -> dict[str, Any]:

@@ -17,17 +17,11 @@ _SMALL = 100  # inputs of no more pixels go to a dense network
 
 
 class Loaded(NamedTuple):
-    """A trained network and its data.
+    """A trained network and its data."""
 
-    Attributes:
-        model: The classifier.
-        dataset: Its `foliax.zoo.Dataset`.
-        network: In words, with the epoch or the file it came from.
-    """
-
-    model: Any
-    dataset: Any
-    network: str
+    model: Any  # The classifier
+    dataset: Any  # Its `foliax.zoo.Dataset`
+    network: str  # In words, with the epoch or the file it came from
 
 
 def load(

@@ -23,29 +23,17 @@ Kind = Literal["test", "mirrored", "noisy", "clean"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Which test images are walked, and how far.
+    """Which test images are walked, and how far."""
 
-    Attributes:
-        pairs: Pairs of test images.
-        step: Length of a step, normalised units.
-        steps: Steps at most on the leaf.
-        drift_steps: Steps along the kernel.
-        noise_steps: Kernel steps that make the noisy images.
-        save_every: Steps between the points kept.
-        seed: Draws pairs, directions and noise.
-        start: Place of the start in the test set, for one pair; None to draw it.
-        end: The same of the target.
-    """
-
-    pairs: int = 64
-    step: float = 0.1
-    steps: int = 600
-    drift_steps: int = 1000
-    noise_steps: int = 40
-    save_every: int = 5
-    seed: int = 0
-    start: int | None = None
-    end: int | None = None
+    pairs: int = 64  # Pairs of test images
+    step: float = 0.1  # Length of a step, normalised units
+    steps: int = 600  # Steps at most on the leaf
+    drift_steps: int = 1000  # Steps along the kernel
+    noise_steps: int = 40  # Kernel steps that make the noisy images
+    save_every: int = 5  # Steps between the points kept
+    seed: int = 0  # Draws pairs, directions and noise
+    start: int | None = None  # Place of the start in the test set, for one pair; None to draw it
+    end: int | None = None  # The same of the target
 
     def __post_init__(self):
         for steps in (self.steps, self.drift_steps, self.noise_steps):
@@ -87,18 +75,12 @@ def places(dataset: Any, sizes: Sizes, *, mirrored: bool = False) -> tuple[Any, 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Populations of one network, each computed when first asked for.
+    """Populations of one network, each computed when first asked for."""
 
-    Attributes:
-        model: The classifier.
-        dataset: Its data.
-        sizes: Which pairs, and how far.
-        starts: Places of the images that drift; None for the starts of the pairs.
-    """
-
-    model: Any
-    dataset: Any
-    sizes: Sizes = field(default_factory=Sizes)
+    model: Any  # The classifier
+    dataset: Any  # Its data
+    sizes: Sizes = field(default_factory=Sizes)  # Which pairs, and how far
+    # Places of the images that drift; None for the starts of the pairs.
     starts: np.ndarray | None = None
     _computed: dict[Any, Any] = field(default_factory=dict, init=False)
 
@@ -167,20 +149,13 @@ class Study:
 
 @dataclass(frozen=True)
 class WalkCommand(Command):
-    """Which network, which pairs, and how far they are walked.
+    """Which network, which pairs, and how far they are walked."""
 
-    Attributes:
-        end: Place of the target in the test set; None to draw it by the seed.
-        steps: Steps at most.
-        step: Length of a step, normalised units.
-        save_every: Steps between the points kept.
-    """
-
-    end: int | None = None
-    steps: int = 1000
-    step: float = 0.1
-    save_every: int = 10
-    out: Path = Path("out/walks")
+    end: int | None = None  # Place of the target in the test set; None to draw it by the seed
+    steps: int = 1000  # Steps at most
+    step: float = 0.1  # Length of a step, normalised units
+    save_every: int = 10  # Steps between the points kept
+    out: Path = Path("out/walks")  # Output folder
 
     def sizes(self, *, quick_steps: int = 60, noise_steps: int = 0) -> Sizes:
         """Return the sizes of the populations."""

@@ -13,23 +13,14 @@ from foliax.zoo import checkpoints
 
 @dataclass(frozen=True)
 class Trained:
-    """A training that is over.
+    """A training that is over."""
 
-    Attributes:
-        dataset: What it was trained on.
-        history: Its `foliax.zoo.History`.
-        folder: Where its checkpoints are.
-        epochs: Epochs that have one, ascending.
-        network: The architecture in words.
-        settings: What the training says of itself.
-    """
-
-    dataset: zoo.Dataset
-    history: zoo.History
-    folder: Path
-    epochs: tuple[int, ...]
-    network: str
-    settings: dict[str, Any]
+    dataset: zoo.Dataset  # What it was trained on
+    history: zoo.History  # Its `foliax.zoo.History`
+    folder: Path  # Where its checkpoints are
+    epochs: tuple[int, ...]  # Epochs that have one, ascending
+    network: str  # The architecture in words
+    settings: dict[str, Any]  # What the training says of itself
 
     def model(self, epoch: int) -> nnx.Module:
         """Return the network as it was at the end of an epoch."""

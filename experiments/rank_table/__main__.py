@@ -42,15 +42,10 @@ _NAMES = ("least", "median", "largest")
 
 @dataclass(frozen=True)
 class Config:
-    """Which images are measured.
+    """Which images are measured."""
 
-    Attributes:
-        num_images: Test images whose rank is measured.
-        num_dense: Of these, how many get a dense G formed without the factor.
-    """
-
-    num_images: int = 360
-    num_dense: int = _NUM_DENSE
+    num_images: int = 360  # Test images whose rank is measured
+    num_dense: int = _NUM_DENSE  # Of these, how many get a dense G formed without the factor
 
 
 @jax.jit
@@ -166,24 +161,15 @@ def _verdict(numbers: dict[str, Any], name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Command(Run):
-    """What is at hand for the table.
+    """What is at hand for the table."""
 
-    Attributes:
-        num_images: Test images measured of each data set, at most.
-        mnist: Folder of a training of `experiments.train` on MNIST, and so on.
-        fashion_mnist: The same.
-        cifar10: The same.
-        cifar100: The same.
-        imagenet: The results.json of a run of `experiments.imagenet`.
-    """
-
-    out: Path = Path("out/rank_table")
-    num_images: int = 360
-    mnist: Path | None = None
-    fashion_mnist: Path | None = None
-    cifar10: Path | None = None
-    cifar100: Path | None = None
-    imagenet: Path | None = None
+    out: Path = Path("out/rank_table")  # Output folder
+    num_images: int = 360  # Test images measured of each data set, at most
+    mnist: Path | None = None  # Folder of a training of `experiments.train` on MNIST, and so on
+    fashion_mnist: Path | None = None  # The same
+    cifar10: Path | None = None  # The same
+    cifar100: Path | None = None  # The same
+    imagenet: Path | None = None  # The results.json of a run of `experiments.imagenet`
 
 
 def make_table(command: Command) -> dict[str, Any]:

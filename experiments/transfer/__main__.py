@@ -47,27 +47,20 @@ _PICTURES = {
 
 @dataclass(frozen=True)
 class Command(commands.Command):
-    """Which network, how many images of each data set, and which sets.
+    """Which network, how many images of each data set, and which sets."""
 
-    Attributes:
-        pairs: How many test images of each set get a spectrum, at most.
-        train: Training images of each set at most, for the last layer.
-        test: Test images of each set at most.
-        budget: Length of the adversarial step over √n, n pixels, in normalised units.
-        others: More data sets, where they are prepared.
-    """
-
-    pairs: commands.Count = 300
-    train: int = 2000
-    test: int = 1000
-    budget: float = 0.1
+    pairs: commands.Count = 300  # How many test images of each set get a spectrum, at most
+    train: int = 2000  # Training images of each set at most, for the last layer
+    test: int = 1000  # Test images of each set at most
+    budget: float = 0.1  # Length of the adversarial step over √n, n pixels, in normalised units
+    # More data sets, where they are prepared.
     others: tuple[
         Literal[
             "digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters", "cifar10", "cifar100"
         ],
         ...,
     ] = ()
-    out: Path = Path("out/transfer")
+    out: Path = Path("out/transfer")  # Output folder
 
     def effective(self) -> "Command":
         """Return what is run, itself or a smaller one, or refuse what does not fit."""

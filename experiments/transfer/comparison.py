@@ -35,21 +35,15 @@ _BATCH = 128
 
 
 class Measured(NamedTuple):
-    """One data set.
+    """One data set."""
 
-    Attributes:
-        eigenvalues: (N, k) of G at its first test images.
-        accuracy: Of the last layer retrained; the same untrained, the mean of networks of random
-            weights; of logistic regression on pixels; and of the network as_it_is, where labels
-            mean the same, else None.
-        nearest: Mean distance to the nearest training image of the network.
-        sizes: Numbers of training images, test images and classes.
-    """
-
-    eigenvalues: np.ndarray
+    eigenvalues: np.ndarray  # (N, k) of G at its first test images
+    # Of the last layer retrained; the same untrained, the mean of networks of random weights; of
+    # logistic regression on pixels; and of the network as_it_is, where labels mean the same, else
+    # None.
     accuracy: dict[str, Any]
-    nearest: float
-    sizes: Mapping[str, int]
+    nearest: float  # Mean distance to the nearest training image of the network
+    sizes: Mapping[str, int]  # Numbers of training images, test images and classes
 
     @property
     def logs(self) -> np.ndarray:
