@@ -25,6 +25,7 @@ from experiments.harness import command
 from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
 from experiments.harness.populations import drifts, flat, norms, predict, quartiles
 from experiments.harness.report import section
+from experiments.rank_table import dense_eigenvalues
 from foliax import viz
 
 _STEP = 0.1  # length of a step, normalised units
@@ -90,7 +91,7 @@ def run(
         values,
         out / "spectrum.png",
         num_classes=dataset.num_classes,
-        dense=dense_eigenvalues(model, xs[0]),
+        dense=dense_eigenvalues(model, xs[:1])[0][0],
         title=f"Eigenvalues of G on {dataset.name}, n = {np.size(xs[0])}",
     )
     names = ("least", "median", "largest")
@@ -185,20 +186,6 @@ def _draw_eigenvectors(
         for value, share in zip(values, 100 * values / values.sum(), strict=True)
     ]
     viz.strip(np.concatenate([picture, viz.signed(vectors)]), texts, file)
-
-
-@jax.jit
-def _columns(model: Any, x: Any) -> Any:
-    basis = jnp.eye(x.size, dtype=x.dtype).reshape(-1, *x.shape)
-    return jax.lax.map(lambda v: foliax.matvec(model, x, v).ravel(), basis, batch_size=4)
-
-
-def dense_eigenvalues(model: Any, x: Any) -> np.ndarray:
-    """Return all eigenvalues of a dense G made of products G v in float64, which know no factor."""
-    with jax.enable_x64(True):
-        double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model)
-        dense = np.asarray(_columns(double, jnp.asarray(np.asarray(x), jnp.float64)))
-    return np.linalg.eigvalsh((dense + dense.T) / 2)[::-1]
 
 
 def _verdict(numbers: dict[str, Any], side: int, spacing: float) -> tuple[str, str]:

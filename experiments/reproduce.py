@@ -14,13 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level
+from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level, rank_table
 from experiments.harness import command
 from experiments.harness.report import write_results
 from experiments.harness.run import Stages
 from experiments.harness.study import Sizes, Study
 from experiments.harness.training import Trained, obtain
-from experiments.rank_table import __main__ as rank_table
 
 
 @dataclass(frozen=True)
@@ -90,16 +89,19 @@ def _claims(
         epoch: trained.model(epoch)
         for epoch in sorted(others.intersection(trained.epochs) - {choice.epoch})
     }
-    ranks = rank_table.Config(num_images=8, num_dense=2) if config.quick else rank_table.Config()
+    few = {"num_images": 8, "num_dense": 2} if config.quick else {}
 
     def training() -> dict[str, Any]:
-        epochs, images = dynamics.about_ten(trained.epochs), data.test_x[: ranks.num_images]
+        epochs, images = (
+            dynamics.about_ten(trained.epochs),
+            data.test_x[: few.get("num_images", rank_table.NUM_IMAGES)],
+        )
         measured = dynamics.measure(trained.folder, epochs, images)
         loose = dynamics.mean_loose_ranks(measured)
         return dynamics.run(trained.history, out, choice, loose=loose)
 
     return {
-        "S1": partial(rank_table.run, study.model, data, out, ranks),
+        "S1": partial(rank_table.run, study.model, data, out, **few),
         "S2": training,
         "S3": partial(data_leaf.run, study, out, models=models),
         "S4": partial(data_leaf.run, study, out, data_leaf.MIRRORED),

@@ -20,25 +20,24 @@ would give. The load is in the table. Writes `table.md`, `results.json` and `run
 """
 
 import os
-import platform
+import resource
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
-from tqdm import tqdm
 
 from experiments.benchmark import peers
 from experiments.benchmark.bench import Bench, Sizes
 from experiments.benchmark.nets import obtain
 from experiments.benchmark.rows import ROWS, SLOW, Name
-from experiments.benchmark.timing import Disagreement, Skipped, measure, peak_bytes, tables
-from experiments.harness.files import plain, provenance, write_json, write_text
-from experiments.harness.run import running
+from experiments.benchmark.timing import Disagreement, Skipped, measure, tables
+from experiments.harness.command import script
+from experiments.harness.files import write_json
+from experiments.harness.report import write_numbers
+from experiments.harness.run import Stages
 
 _CPU_BLOCK, _GPU_BLOCK = 4, 64  # images at a time: what fits the caches; what fills the device
 _QUICK_ROUNDS = 3
@@ -78,74 +77,52 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"rounds must be at least 1, got {config.rounds}")
     names, load = config.chosen(), os.getloadavg()
     rounds = min(config.rounds, _QUICK_ROUNDS) if config.quick else config.rounds
-    start = time.perf_counter()
-    subject = obtain(config.weights, config.checkpoint, config.seed)
-    seconds = {"network": time.perf_counter() - start}
+    stages = Stages("benchmark", len(names) + 1)
+    subject = stages.run("network", obtain, config.weights, config.checkpoint, config.seed)
     sizes = config.sizes.quick() if config.quick else config.sizes
     block = _CPU_BLOCK if jax.default_backend() == "cpu" else _GPU_BLOCK
     bench = Bench(subject, sizes, block, config.seed)
     rows: dict[str, Any] = {}
-    results: dict[str, Any] = {}
-    with tqdm(total=len(names) * (rounds + 1), unit="round", dynamic_ncols=True) as bar:
-        for name in names:
-            start, done = time.perf_counter(), bar.n
-            bar.set_description(name)
-            rows[name] = _row(name, bench, rounds, config.seed, bar)
-            bar.update(done + rounds + 1 - bar.n)
-            seconds[name] = time.perf_counter() - start
-            # After every row, so that a run that is stopped leaves what it has.
-            results = _write(config, bench, rows, seconds, load)
-    return results
+    for name in names:
+        rows[name] = stages.run(name, _row, name, bench, rounds, config.seed)
+        # After every row, so that a run that is stopped leaves what it has.
+        write_json(config.out / "results.json", {"rows": rows})
+    results = {
+        "device": device(),
+        "load_at_start": load,
+        "network": subject.network,
+        "product_gflops": bench.product_rates,
+        "block": block,
+        "sizes": asdict(sizes),
+        "forward_seconds_by_batch": vars(bench).get("forward_seconds"),
+        "func_chunk": vars(bench).get("chunk"),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "rows": rows,
+    }
+    table = "\n\n".join(["\n".join(heading(results)), *tables(rows)])
+    return write_numbers(config.out, results, seed=config.seed, seconds=stages.seconds, table=table)
 
 
-def _row(name: Name, bench: Bench, rounds: int, seed: int, bar: tqdm) -> dict[str, Any]:
+def _row(name: Name, bench: Bench, rounds: int, seed: int) -> dict[str, Any]:
     """Measure a row, or say why it was not."""
     try:
-        row = ROWS[name](bench)
-        bar.update()
-        return measure(name, row, rounds, seed, bar.update)
+        return measure(name, ROWS[name](bench), rounds, seed)
     except Skipped as why:
         return {"title": name, "status": f"skipped: {why}"}
     except Disagreement as why:
         return {"title": name, "status": f"failed: {why}"}
 
 
-def _write(
-    config: Config, bench: Bench, rows: Mapping[str, Any], seconds: Mapping[str, float], load: Any
-) -> dict[str, Any]:
-    """Write everything known so far, and return what results.json holds."""
-    known = vars(bench)  # what the rows asked for
-    results = plain({
-        "device": device(),
-        "load_at_start": load,
-        "network": bench.subject.network,
-        "product_gflops": bench.product_rates,
-        "block": bench.block,
-        "sizes": asdict(bench.sizes),
-        "forward_seconds_by_batch": known.get("forward_seconds"),
-        "func_chunk": known.get("chunk"),
-        "peak_bytes": peak_bytes(),
-        "rows": rows,
-    })  # fmt: skip
-    parts = ["\n".join(heading(results)), *tables(results["rows"])]
-    write_text(config.out / "table.md", "\n\n".join(parts) + "\n")
-    write_json(config.out / "results.json", results)
-    write_json(config.out / "run.json", provenance(config.seed, plain(seconds)))
-    return results
-
-
 def device() -> dict[str, Any]:
     """Say what the times depend on."""
     one = jax.devices()[0]
     return {
-        "kind": one.device_kind if one.platform != "cpu" else _processor(),
+        "kind": one.device_kind,
         "platform": one.platform,
         "cpus": os.cpu_count(),
         "jax": jax.__version__,
         "torch": None if peers.torch is None else peers.settings(),
         "environment": {name: os.environ[name] for name in _THREADS if name in os.environ},
-        # On recent GPUs not quite float32, unless asked for.
-        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
     }
 
 
@@ -156,14 +133,12 @@ def heading(results: Mapping[str, Any]) -> list[str]:
     if torch is not None:
         other = f"PyTorch {torch['version']} on {torch['device']}, {torch['threads']} threads"
     rows, before = results["rows"].values(), results["load_at_start"][0]
-    loads = [load for row in rows for load in row.get("load", ())]
+    most = max((load for row in rows for load in row.get("load", ())), default=0)
     rates = ", ".join(f"{who} {rate:.0f}" for who, rate in results["product_gflops"].items())
     lines = [
-        f"{where['kind']}, {where['cpus']} cores, {where['platform']}; jax {where['jax']}; "
-        f"{other}.",
-        f"Network: {results['network']}. Load (one minute) {before:.1f} at the start, "
-        f"{max(loads, default=0):.1f} at most. Most memory of the process: "
-        f"{results['peak_bytes']['host'] / _GIB:.2f} GiB.",
+        f"{where['cpus']} cores, {where['kind']}; jax {where['jax']}; {other}.",
+        f"Network: {results['network']}. Load (one minute) {before:.1f} at the start, {most:.1f} "
+        f"at most. Most memory of the process: {results['peak_bytes'] / _GIB:.2f} GiB.",
         f"Products of square float32 matrices, GFLOP/s: {rates}. Where the two differ, so do the "
         "networks.",
     ]
@@ -172,24 +147,13 @@ def heading(results: Mapping[str, Any]) -> list[str]:
     return lines + [f"{row['title']}: {row['note']}." for row in rows if row.get("note")]
 
 
-def _processor() -> str:
-    """Return the name of the CPU, which JAX does not know."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.benchmark", description=__doc__)
-    with running("benchmark", config.out):
-        results = run(config)
-    print((config.out / "table.md").read_text(encoding="utf-8"))
-    failed = [name for name, row in results["rows"].items() if row["status"].startswith("failed")]
+def main(config: Config) -> None:
+    """Time, and refuse results that differ."""
+    rows = run(config)["rows"]
+    failed = [name for name, row in rows.items() if row["status"].startswith("failed")]
     if failed:
         sys.exit(f"benchmark: the results differ in {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    main()
+    script(Config, main, name="benchmark", description=__doc__)

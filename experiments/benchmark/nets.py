@@ -17,7 +17,6 @@ from experiments.harness.networks import Loaded, load
 from foliax import zoo
 from foliax.data_matrix import count_rank, default_rtol, singular_values
 
-_SIDE = 28
 _STEPS = 100  # of the training that is made here, where no weights are given
 
 
@@ -33,7 +32,10 @@ def obtain(weights: Path | None, checkpoint: Path | None, seed: int) -> Loaded:
         if not isinstance(loaded.model, zoo.CNN):
             raise ValueError(f"checkpoint must hold a CNN, got {loaded.network}")
         return loaded
-    data = images()
+    try:
+        data = zoo.load_dataset("fashion_mnist")
+    except (FileNotFoundError, ImportError):
+        data = zoo.load_digits()
     config = zoo.TrainConfig(optimizer="adamw", learning_rate=2e-3, track_per_epoch=0, seed=seed)
     most = _STEPS * config.batch_size
     part = replace(data, train_x=data.train_x[:most], train_y=data.train_y[:most])
@@ -43,25 +45,6 @@ def obtain(weights: Path | None, checkpoint: Path | None, seed: int) -> Loaded:
     steps, accuracy = history.epoch_steps[-1], history.test_accuracy[-1]
     words = f"CNN trained here for {steps} steps on {data.name}, test accuracy {accuracy:.3f}"
     return Loaded(model, data, words)
-
-
-def images() -> zoo.Dataset:
-    """Return Fashion-MNIST where it is prepared, else the digits at its size."""
-    try:
-        return zoo.load_dataset("fashion_mnist")
-    except (FileNotFoundError, ImportError):
-        digits = zoo.load_digits()
-
-    def larger(x: np.ndarray) -> np.ndarray:
-        shape = (len(x), _SIDE, _SIDE, 1)
-        return np.clip(jax.image.resize(digits.to_pixels(x), shape, "linear"), 0, 1)
-
-    return zoo.from_arrays(
-        f"digits enlarged to {_SIDE} × {_SIDE}",
-        (larger(digits.train_x), digits.train_y),
-        (larger(digits.test_x), digits.test_y),
-        class_names=digits.class_names,
-    )
 
 
 class StockCNN(nnx.Module):

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 import foliax
-from experiments.benchmark import gpu, nets, peers, walks
+from experiments.benchmark import nets, peers, walks
 from experiments.benchmark.bench import Bench
 from experiments.benchmark.timing import (
     FOLIAX,
@@ -33,7 +33,7 @@ from foliax.zoo.train_step import TrainState, train_step
 Name = Literal[
     "batch", "batch_stock", "walk_1", "walk_64", "walk_256", "kernel", "exact", "digits_1",
     "digits_256", "classes_100", "convolution", "scan", "training", "tracking", "sweep", "fisher",
-    "efficientnet", "gpu",
+    "efficientnet",
 ]  # fmt: skip
 SLOW: Final[tuple[Name, ...]] = ("walk_256", "exact", "efficientnet")  # not with --quick
 
@@ -104,7 +104,6 @@ def classes_row(bench: Bench, classes: int = 100, chunk: int = 9) -> Row:
         [ours, bench.forward(stock), *bench.theirs(FUNC, len(few), theirs)],
         [beside_forwards(classes, 1.7), beside_peers()],
         partial(same_matrices, nets.plain(stock, xs)),
-        limit=16,
         note=f"the last layer is random; {chunk} of {classes - 1} reverse passes at a time",
     )
 
@@ -337,6 +336,5 @@ ROWS: Final[dict[Name, Callable[[Bench], Row]]] = {
     "sweep": sweep_row,
     "fisher": fisher_row,
     "efficientnet": efficientnet_row,
-    "gpu": gpu.gpu_row,
 }
 assert tuple(ROWS) == get_args(Name)

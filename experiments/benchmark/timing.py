@@ -8,7 +8,6 @@ of the ratios within a round.
 
 import math
 import os
-import resource
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -94,46 +93,19 @@ def compiled(name: str, function: Callable, *arguments: Any, units: float) -> Co
 
 
 def take_turns(
-    contenders: Sequence[Contender],
-    rounds: int,
-    rng: np.random.Generator,
-    tick: Callable[[], Any] = lambda: None,
+    contenders: Sequence[Contender], rounds: int, rng: np.random.Generator, tick: Any = None
 ) -> dict[str, np.ndarray]:
     """Return the (rounds,) seconds per unit by name, in a new random order each round."""
     times: dict[str, list[float]] = {one.name: [] for one in contenders}
     for _ in range(rounds):
         for i in rng.permutation(len(contenders)):
             times[contenders[i].name].append(contenders[i].seconds())
-        tick()
+        if tick is not None:
+            tick()
     return {name: np.array(seconds) for name, seconds in times.items()}
 
 
 # --- what is compared --------------------------------------------------------------------------
-
-
-def beside_target(
-    label: str, values: Any, undisturbed: float, at_least: float | None, at_most: float | None
-) -> dict[str, Any]:
-    """Return a number of every round beside its target.
-
-    Args:
-        label: What it is.
-        values: Of all rounds.
-        undisturbed: The same from everybody's least time: what a busy machine would have given if
-            it had been quiet, more or less.
-        at_least: Least value wanted; None for no such bound.
-        at_most: Largest value wanted.
-    """
-    median, met, target = float(np.median(values)), None, ""
-    if at_least is not None:
-        met, target = median >= at_least, f"≥ {at_least:g}"
-    elif at_most is not None:
-        met, target = median <= at_most, f"≤ {at_most:g}"
-    return {
-        "label": label, "median": median, "least": float(np.min(values)),
-        "largest": float(np.max(values)), "undisturbed": float(undisturbed), "target": target,
-        "met": met,
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,8 +135,17 @@ class Ratio:
             label += f" ({who})" if len(names) > 1 else ""
             sides.append(np.ones(1) if who is None else times[who])
         values = self.plus + self.scale * sides[0] / sides[1]
-        best = self.plus + self.scale * sides[0].min() / sides[1].min()
-        return beside_target(label, values, best, self.at_least, self.at_most)
+        median, met, target = float(np.median(values)), None, ""
+        if self.at_least is not None:
+            met, target = median >= self.at_least, f"≥ {self.at_least:g}"
+        elif self.at_most is not None:
+            met, target = median <= self.at_most, f"≤ {self.at_most:g}"
+        return {
+            "label": label, "median": median, "least": float(np.min(values)),
+            "largest": float(np.max(values)), "target": target, "met": met,
+            # From everybody's least time: about what a quiet machine would give.
+            "undisturbed": float(self.plus + self.scale * sides[0].min() / sides[1].min()),
+        }  # fmt: skip
 
 
 def beside_peers(at_least: float | None = None, names: tuple[str, ...] = PEERS) -> Ratio:
@@ -189,26 +170,14 @@ class Row:
     ratios: list[Ratio]  # What is made of the times
     # From the first results by name to how well they agree; raises `Disagreement`.
     check: Callable[[dict[str, Any]], dict[str, Any]]
-    # Wanted most scratch memory of the first contender, MiB; None where there is no limit.
-    limit: float | None = None
     note: str = ""  # A sentence for the table
     rounds: int | None = None  # Rounds, where fewer than usual are enough
 
 
-def measure(
-    name: str, row: Row, rounds: int, seed: int, tick: Callable[[], Any] = lambda: None
-) -> dict[str, Any]:
-    """Run everybody once, compare the results, then take turns.
+def measure(name: str, row: Row, rounds: int, seed: int, tick: Any = None) -> dict[str, Any]:
+    """Run everybody once, compare the results, then take turns; return what results.json says.
 
-    Args:
-        name: Of the row; with the seed, it decides the order.
-        row: What to time.
-        rounds: How many rounds.
-        seed: Of the order.
-        tick: Called after every round.
-
-    Returns:
-        What results.json says of the row.
+    Name and seed decide the order; `tick` is called after every round.
 
     Raises:
         Disagreement: If the results differ.
@@ -218,45 +187,28 @@ def measure(
     rounds = rounds if row.rounds is None else min(rounds, row.rounds)
     load = os.getloadavg()[0]
     times = take_turns(row.contenders, rounds, rng, tick)
-    ratios = [found for ratio in row.ratios if (found := ratio.of(times)) is not None]
-    if row.limit is not None and (used := row.contenders[0].temporary) is not None:
-        mib = used / _MIB
-        ratios.append(beside_target("temporary memory, MiB", mib, mib, None, row.limit))
+
+    def known(attribute: str) -> dict[str, float]:
+        values = {one.name: getattr(one, attribute) for one in row.contenders}
+        return {who: value for who, value in values.items() if value is not None}
+
     return {
         "title": row.title,
         "unit": row.unit,
         "status": "measured",
         "seconds": {
-            who: {
-                "median": np.median(seconds), "least": seconds.min(), "largest": seconds.max(),
-                "rounds": seconds,
-            }
-            for who, seconds in times.items()
+            who: {"median": np.median(each), "least": each.min(), "rounds": each}
+            for who, each in times.items()
         },
-        "ratios": ratios,
+        "ratios": [found for ratio in row.ratios if (found := ratio.of(times)) is not None],
         "agreement": agreement,
-        "temporary_bytes": _known(row, "temporary"),
-        "compile_seconds": _known(row, "compile_seconds"),
-        "calls": {one.name: one.calls for one in row.contenders},
+        "temporary_bytes": known("temporary"),
+        "compile_seconds": known("compile_seconds"),
+        "calls": known("calls"),
         "rounds": rounds,
         "load": [load, os.getloadavg()[0]],
-        "peak_bytes_so_far": peak_bytes(),
         "note": row.note,
-    }  # fmt: skip
-
-
-def peak_bytes() -> dict[str, int]:
-    """Return the most memory that this process has had, on the host and on an accelerator."""
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    device = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in device:
-        found["device"] = int(device["peak_bytes_in_use"])
-    return found
-
-
-def _known(row: Row, attribute: str) -> dict[str, float]:
-    values = {one.name: getattr(one, attribute) for one in row.contenders}
-    return {who: value for who, value in values.items() if value is not None}
+    }
 
 
 # --- agreement ---------------------------------------------------------------------------------
@@ -283,10 +235,9 @@ def median_error(ours: Any, theirs: Any) -> float:
 
 
 def tables(rows: Mapping[str, Any]) -> list[str]:
-    """Return Markdown tables of all rows: targets, times, compile times."""
+    """Return Markdown tables of all rows: targets, and times with memory and compile time."""
     targets = [["row", "ratio", "median [range]", "of least times", "target", "met"]]
-    times = [["row", "ms per", FOLIAX, *PEERS, FORWARD, "others", "scratch MiB"]]
-    compiling = [["compiling", "s"]]
+    times = [["row", "ms per", FOLIAX, *PEERS, FORWARD, "others", "scratch MiB", "s to compile"]]
     for row in rows.values():
         if row["status"] != "measured":
             targets.append([row["title"], row["status"], "", "", "", ""])
@@ -299,10 +250,7 @@ def tables(rows: Mapping[str, Any]) -> list[str]:
         ms = {who: f"{1e3 * seconds['median']:.3g}" for who, seconds in row["seconds"].items()}
         named = [ms.pop(who, "") for who in (FOLIAX, *PEERS, FORWARD)]
         others = ", ".join(f"{who} {value}" for who, value in ms.items())
-        scratch = row["temporary_bytes"].get(FOLIAX)
-        mib = "" if scratch is None else f"{scratch / _MIB:.1f}"
-        times.append([row["title"], row["unit"], *named, others, mib])
-        for who, seconds in row["compile_seconds"].items():
-            if who != FORWARD:
-                compiling.append([f"{row['title']}: {who}", f"{seconds:.2f}"])
-    return [markdown_table(lines) for lines in (targets, times, compiling)]
+        scratch, spent = (row[key].get(FOLIAX) for key in ("temporary_bytes", "compile_seconds"))
+        last = ("" if scratch is None else f"{scratch / _MIB:.1f}", f"{spent:.2f}" if spent else "")
+        times.append([row["title"], row["unit"], *named, others, *last])
+    return [markdown_table(targets), markdown_table(times)]

