@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.drift import __main__ as drift
-from experiments.drift.integrators import TSIT5
+from experiments import drift
+from experiments.drift import TSIT5
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -5,30 +5,35 @@
 
 drifts test images along the kernel and walks them toward others along the leaf, and counts what
 each integrator keeps of p, how far it comes and how many Jacobians it spends. Writes `drift.png`,
-`results.json` and `run.json`, with the times. What was found is in the README of the experiments.
+`table.md`, `results.json` and `run.json`, with the times. What was found is in the README of the
+experiments.
 
 Jacobians are counted: one at the start and one a step with Euler, s + 1 a step with s stages, and
 those of rejected steps.
 """
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import diffrax
+import equinox as eqx
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import foliax
-from experiments.drift.integrators import Method, compiled, kernel_methods, target_methods, timed
 from experiments.harness.command import Run, script
-from experiments.harness.files import provenance, write_json
 from experiments.harness.networks import load
 from experiments.harness.populations import endings, norms
+from experiments.harness.report import look_up, markdown_table, write_numbers
+from experiments.harness.run import Stages
 from foliax import viz
 
 KEPT = (1e-4, 1e-3)  # changes of p that are counted as none
+HEUN, TSIT5 = 3, 8  # Jacobians a step: of s stages, s for it and one for the model at its end
+_TOLERANCES = (1e-3, 1e-2)  # rtol = atol of the adaptive runs
 _ROWS = 50  # points kept of a path
 _JACOBIANS = 1000  # what every walk toward a target may spend
 
@@ -57,33 +62,89 @@ class Config(Run):
         return replace(self, images=min(self.images, 4), steps=min(self.steps, 200), rounds=2)
 
 
+class Method(NamedTuple):
+    """A way to integrate: its label, options of `foliax.drift` or `walk`, Jacobians a step."""
+
+    label: str
+    options: dict[str, Any]
+    each: int = 1
+
+    def jacobians(self, path: Any) -> float:
+        """Return the mean over images of the Jacobians spent, in rejected steps too."""
+        return float(1 + self.each * np.mean(path.num_attempts))
+
+
+def _adaptive(label: str, tolerance: float, **options: Any) -> Method:
+    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+    options |= {"solver": diffrax.Tsit5(), "controller": controller}
+    return Method(f"{label} Tsit5, adaptive {tolerance:g}", options, TSIT5)
+
+
+def kernel_methods(*, quick: bool) -> dict[str, Method]:
+    """Return the ways to drift along the kernel."""
+    found = {
+        "published": Method("published Euler", {"scheme": "published"}),
+        "euler": Method("exact Euler", {}),
+    }
+    adaptive = {f"adaptive_{each:g}": _adaptive("exact", each) for each in _TOLERANCES}
+    if quick:
+        return found | {name: adaptive[name] for name in list(adaptive)[:1]}
+    found["heun"] = Method("exact Heun", {"solver": diffrax.Heun()}, HEUN)
+    found["tsit5"] = Method("exact Tsit5", {"solver": diffrax.Tsit5()}, TSIT5)
+    return found | adaptive
+
+
+def target_methods(*, quick: bool) -> dict[str, Method]:
+    """Return the ways to walk toward a target."""
+    found = {}
+    for speed in ("unit", "gradient"):
+        heun = {"speed": speed, "solver": diffrax.Heun()}
+        found[f"{speed}_euler"] = Method(f"{speed} speed, Euler", {"speed": speed})
+        found[f"{speed}_heun"] = Method(f"{speed} speed, Heun", heun, HEUN)
+        found[f"{speed}_adaptive"] = _adaptive(f"{speed} speed,", _TOLERANCES[1], speed=speed)
+    return {"unit_euler": found["unit_euler"]} if quick else found
+
+
+def compiled(fn: Callable, model: Any, xs: Any, goals: Any, box: Any, **options: Any) -> Any:
+    """Compile `foliax.map` of `drift` or `walk`; the program returns paths and seconds."""
+
+    def program(model: Any, xs: Any, goals: Any, box: Any) -> Any:
+        return foliax.map(fn, model, xs, goals, box=box, block=1, **options)
+
+    ready = eqx.filter_jit(program).lower(model, xs, goals, box).compile()
+
+    def timed(*arguments: Any) -> tuple[Any, float]:
+        start = time.perf_counter()
+        path = jax.block_until_ready(ready(*arguments))
+        return jax.tree.map(np.asarray, path), time.perf_counter() - start
+
+    return timed
+
+
 # --- along the kernel --------------------------------------------------------------------------
 
 
 def kernel(
-    model: Any, box: Any, xs: np.ndarray, config: Config, bar: Any
+    model: Any, box: Any, xs: np.ndarray, config: Config, stages: Stages
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Drift every image by every method; return numbers, times and paths, each by method."""
     methods = kernel_methods(quick=config.quick)
     directions = np.asarray(jax.random.normal(jax.random.key(config.seed), xs.shape, xs.dtype))
     cut = (np.split(each, config.rounds) for each in (xs, directions))
     parts: list[tuple[Any, Any]] = list(zip(*cut, strict=True))
-    shared: dict[str, Any] = {
-        "along": "kernel", "step": config.step, "max_steps": config.steps,
-        "save_every": max(1, config.steps // _ROWS), "block": 1,
+    every = max(1, config.steps // _ROWS)
+    programs = {
+        name: stages.run(
+            f"compile {method.label}", compiled, foliax.drift, model, *parts[0], box,
+            along="kernel", step=config.step, max_steps=config.steps, save_every=every,
+            **method.options,
+        )
+        for name, method in methods.items()
     }  # fmt: skip
-    programs = {}
-    for name, method in methods.items():
-        bar.set_description(f"compile {method.label}")
-        options = shared | method.options
-        programs[name] = compiled(foliax.drift, model, *parts[0], box, **options)
-        bar.update()
     runs: dict[str, list[tuple[Any, float]]] = {name: [] for name in methods}
     for part in parts:
         for name, method in methods.items():
-            bar.set_description(method.label)
-            runs[name].append(timed(programs[name], model, *part, box))
-            bar.update()
+            runs[name].append(stages.run(method.label, programs[name], model, *part, box))
     paths = {
         name: jax.tree.map(lambda *leaves: np.concatenate(leaves), *(path for path, _ in found))
         for name, found in runs.items()
@@ -111,12 +172,8 @@ def measure(path: Any, method: Method) -> dict[str, Any]:
 def times(runs: dict[str, list[tuple[Any, float]]]) -> dict[str, Any]:
     """Return milliseconds a step, and ratios to the published scheme, run next to it."""
     spent = {name: np.array([seconds for _, seconds in each]) for name, each in runs.items()}
-    steps = {
-        name: np.array([np.maximum(1, np.mean(path.num_attempts)) for path, _ in each])
-        for name, each in runs.items()
-    }
     per_step = {
-        name: spent[name] / steps[name] / [len(path.num_steps) for path, _ in each]
+        name: spent[name] / [np.maximum(path.num_attempts, 1).sum() for path, _ in each]
         for name, each in runs.items()
     }
     return {
@@ -132,34 +189,31 @@ def times(runs: dict[str, list[tuple[Any, float]]]) -> dict[str, Any]:
 # --- toward a target ---------------------------------------------------------------------------
 
 
-def toward(model: Any, xs: np.ndarray, config: Config, bar: Any) -> dict[str, Any]:
+def toward(model: Any, xs: np.ndarray, config: Config, stages: Stages) -> dict[str, Any]:
     """Walk along the leaf toward the next image, every method with the same Jacobians to spend.
 
     A solver of more stages takes fewer and longer steps: the path may be as long for all.
     """
     targets, budget = np.roll(xs, 1, axis=0), min(_JACOBIANS, config.steps)
-    start = norms(xs - targets)
-    found = {}
+    start, found = norms(xs - targets), {}
     for name, method in target_methods(quick=config.quick).items():
-        bar.set_description(method.label)
-        options = {
-            "along": "leaf", "arrival": 0.0, "block": 1, "step": config.step * method.each,
-            "max_steps": budget // method.each, "save_every": budget // method.each,
-        }  # fmt: skip
-        options |= method.options
-        program = compiled(foliax.walk, model, xs, targets, None, **options)
-        path, _ = timed(program, model, xs, targets, None)
-        spent, left = method.jacobians(path), path.distance[:, -1] / start
+        steps = budget // method.each
+        program = stages.run(
+            f"compile {method.label}", compiled, foliax.walk, model, xs, targets, None,
+            along="leaf", arrival=0.0, step=config.step * method.each, max_steps=steps,
+            save_every=steps, **method.options,
+        )  # fmt: skip
+        path, _ = stages.run(method.label, program, model, xs, targets, None)
+        spent, remaining = method.jacobians(path), path.distance[:, -1] / start
         found[name] = {
             "label": method.label,
-            "residual": np.median(left),
+            "residual": np.median(remaining),
             "tangent_fraction": np.median(path.tangent_fraction[:, -1]),
             "jacobians": spent,
-            "approach_per_1000_jacobians": np.median(1 - left) * 1000 / spent,
+            "approach_per_1000_jacobians": np.median(1 - remaining) * 1000 / spent,
             "steps": np.median(path.num_steps),
             "ended": endings(path),
         }
-        bar.update()
     return found
 
 
@@ -167,7 +221,7 @@ def toward(model: Any, xs: np.ndarray, config: Config, bar: Any) -> dict[str, An
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measure, write `results.json`, `run.json` and the picture, print the tables."""
+    """Measure, write `results.json`, `run.json`, the tables and the picture."""
     config = config.effective()
     if not 1 <= config.rounds <= config.images:
         raise ValueError(
@@ -177,11 +231,9 @@ def run(config: Config) -> dict[str, Any]:
         config.dataset, checkpoint=config.checkpoint, weights=config.weights
     )
     xs = dataset.test_x[: config.images // config.rounds * config.rounds]
-    methods = (kernel_methods(quick=config.quick), target_methods(quick=config.quick))
-    start = time.perf_counter()
-    with tqdm(total=(1 + config.rounds) * len(methods[0]) + len(methods[1])) as bar:
-        numbers, seconds, paths = kernel(model, dataset.box, xs, config, bar)
-        targets = toward(model, xs, config, bar)
+    drifts, walks = (each(quick=config.quick) for each in (kernel_methods, target_methods))
+    stages = Stages("drift", (1 + config.rounds) * len(drifts) + 2 * len(walks))
+    numbers, spent, paths = kernel(model, dataset.box, xs, config, stages)
     results = {
         "dataset": config.dataset,
         "network": origin,
@@ -189,15 +241,13 @@ def run(config: Config) -> dict[str, Any]:
         "max_steps": config.steps,
         "step": config.step,
         "kernel": numbers,
-        "toward_target": targets,
+        "toward_target": toward(model, xs, config, stages),
     }
     draw(paths, numbers, config.out / "drift.png")
-    write_json(config.out / "results.json", results)
-    spent = {"all": round(time.perf_counter() - start, 3)}
-    timing = {"timing": {"kernel": seconds}}
-    write_json(config.out / "run.json", provenance(config.seed, spent) | timing)
-    say(results, seconds)
-    return results
+    return write_numbers(
+        config.out, results, seed=config.seed, seconds=stages.seconds,
+        table=tables(results, spent), timing={"kernel": spent},
+    )  # fmt: skip
 
 
 def draw(paths: dict[str, Any], numbers: dict[str, Any], path: Path) -> None:
@@ -221,25 +271,29 @@ def draw(paths: dict[str, Any], numbers: dict[str, Any], path: Path) -> None:
     viz.curves(panels, path)
 
 
-def say(results: dict[str, Any], times: dict[str, Any]) -> None:
-    """Print the tables."""
-    print(f"\nAlong the kernel: {results['images']} images, {results['max_steps']} steps")
-    columns = ("median", "90 %", "largest", "distance", "steps", "Jacobians", "t/step", "t/image")
-    _print_row("", *columns)
-    for name, row in results["kernel"].items():
-        ratios = (times[name][f"per_{each}_to_published"] for each in ("step", "image"))
-        rest = (row[key] for key in ("distance", "steps", "jacobians"))
-        _print_row(row["label"], *row["drift"].values(), *rest, *ratios)
-    print("\nToward a target, along the leaf")
-    _print_row("", "residual", "tangent", "Jacobians", "per 1000", "stalled")
-    keys = ("residual", "tangent_fraction", "jacobians", "approach_per_1000_jacobians")
-    for row in results["toward_target"].values():
-        _print_row(row["label"], *(row[key] for key in keys), row["ended"]["stalled"])
+def tables(results: dict[str, Any], times: dict[str, Any]) -> str:
+    """Return what was kept and spent along the kernel, and toward a target."""
+    along = {
+        "drift of p, median": "drift.median", "90 %": "drift.90%", "largest": "drift.largest",
+        "distance": "distance", "steps": "steps", "Jacobians": "jacobians",
+        "time a step": "per_step_to_published", "time an image": "per_image_to_published",
+    }  # fmt: skip
+    to_target = {
+        "residual": "residual", "tangent fraction": "tangent_fraction", "Jacobians": "jacobians",
+        "approach per 1000": "approach_per_1000_jacobians", "stalled": "ended.stalled",
+    }  # fmt: skip
+    kernel = {name: row | times[name] for name, row in results["kernel"].items()}
+    return (
+        f"Along the kernel: {results['images']} images, {results['max_steps']} steps; times over "
+        f"those of the published scheme.\n\n{_table(kernel, along)}\n\n"
+        f"Toward a target, along the leaf.\n\n{_table(results['toward_target'], to_target)}"
+    )
 
 
-def _print_row(label: str, *cells: str | float) -> None:
-    texts = (cell if isinstance(cell, str) else f"{cell:.3g}" for cell in cells)
-    print(f"{label:36}" + " ".join(f"{text:>9}" for text in texts))
+def _table(rows: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    cells = ([row["label"], *(f"{look_up(row, path):.3g}" for path in columns.values())]
+             for row in rows.values())  # fmt: skip
+    return markdown_table([["", *columns], *cells])
 
 
 if __name__ == "__main__":

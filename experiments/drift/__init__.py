@@ -1,1 +1,0 @@
-"""What keeps p along a kernel leaf, and what it costs: schemes, solvers and tolerances compared."""
