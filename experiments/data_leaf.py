@@ -19,10 +19,9 @@ import numpy as np
 import foliax
 from experiments.harness import command
 from experiments.harness.networks import Loaded
-from experiments.harness.outcomes import outcome, percent
 from experiments.harness.pictures import draw_distances, draw_walks
 from experiments.harness.populations import norms, predict, quartiles, records, statistics
-from experiments.harness.report import rows_of, section
+from experiments.harness.report import outcome, percent, rows_of, section
 from experiments.harness.study import ARRIVAL, SCHEMES, Kind, Study, WalkCommand, places
 
 

@@ -22,10 +22,9 @@ from tqdm import tqdm
 import foliax
 from experiments.harness import command
 from experiments.harness.networks import Loaded, load
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART, percent
 from experiments.harness.pictures import quartile_curve
 from experiments.harness.populations import quartiles
-from experiments.harness.report import section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from experiments.harness.training import obtain
 from foliax import viz, zoo
 

@@ -19,8 +19,7 @@ import numpy as np
 
 import foliax
 from experiments.harness.command import Run, script
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
-from experiments.harness.report import section, write_results
+from experiments.harness.report import FAILS, HOLDS, IN_PART, section, write_results
 from experiments.harness.run import Stages
 from foliax import viz
 from foliax.zoo.efficientnet import EfficientNetLite, load_efficientnet_lite0

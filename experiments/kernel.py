@@ -18,10 +18,9 @@ import numpy as np
 
 import foliax
 from experiments.harness import command, noise
-from experiments.harness.outcomes import outcome, percent
 from experiments.harness.pictures import animate, captions, quartile_curve
 from experiments.harness.populations import pick, predict, quartiles, records, statistics
-from experiments.harness.report import rows_of, section
+from experiments.harness.report import outcome, percent, rows_of, section
 from experiments.harness.study import SCHEMES, Sizes, Study
 from foliax import viz
 

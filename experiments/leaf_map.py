@@ -22,9 +22,8 @@ from sklearn.metrics import pairwise_distances_argmin
 
 import foliax
 from experiments.harness import command
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
 from experiments.harness.populations import drifts, flat, norms, predict, quartiles
-from experiments.harness.report import section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, section
 from experiments.rank_table import dense_eigenvalues
 from foliax import viz
 

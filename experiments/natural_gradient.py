@@ -24,8 +24,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.harness.command import Run, script
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
-from experiments.harness.report import markdown_table, write_numbers
+from experiments.harness.report import FAILS, HOLDS, IN_PART, markdown_table, write_numbers
 from foliax import fisher, viz, zoo
 
 NATURAL = "natural gradient"

@@ -18,10 +18,9 @@ import numpy as np
 
 from experiments import data_leaf
 from experiments.harness import command, noise
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART, percent
 from experiments.harness.pictures import caption, padded, quartile_curve
 from experiments.harness.populations import live_rows, norms, pick, predict, quartiles, records
-from experiments.harness.report import rows_of, section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, rows_of, section
 from experiments.harness.study import ARRIVAL, Kind, Study, WalkCommand, places
 from experiments.noise_level import calibrated
 from foliax import viz

@@ -17,10 +17,9 @@ import numpy as np
 
 from experiments import data_leaf, kernel
 from experiments.harness import command, noise
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART, percent
 from experiments.harness.pictures import quartile_curve
 from experiments.harness.populations import quartiles, records
-from experiments.harness.report import section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from experiments.harness.study import SCHEMES, Study, WalkCommand, places
 from foliax import viz
 

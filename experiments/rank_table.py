@@ -23,9 +23,8 @@ import numpy as np
 import foliax
 from experiments.harness.command import Run, script
 from experiments.harness.networks import load
-from experiments.harness.outcomes import FAILS, HOLDS
 from experiments.harness.populations import quartiles
-from experiments.harness.report import markdown_table, section, write_numbers
+from experiments.harness.report import FAILS, HOLDS, markdown_table, section, write_numbers
 from foliax import viz
 
 _BLOCK = 8  # inputs at once

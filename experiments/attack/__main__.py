@@ -21,9 +21,8 @@ from scipy.stats import binomtest
 from experiments.attack import runs
 from experiments.attack.runs import EIGHT, GEODESIC, GRADIENT, ONE, PROJECTED, RANDOM, SIGNS, TWO
 from experiments.harness import command as commands
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART, percent
 from experiments.harness.populations import predict
-from experiments.harness.report import section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from foliax import viz
 
 _BUDGETS = 8

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness.outcomes import percent
-from experiments.harness.report import look_up, markdown_table
+from experiments.harness.report import look_up, markdown_table, percent
 from foliax import viz
 
 _SCHEMES = ("exact", "published")

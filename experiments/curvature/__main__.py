@@ -23,9 +23,8 @@ import numpy as np
 import foliax
 from experiments.curvature import measures
 from experiments.harness import command as commands
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
-from experiments.harness.populations import quartiles, walks
-from experiments.harness.report import section
+from experiments.harness.populations import quartiles, rank_correlation, walks
+from experiments.harness.report import FAILS, HOLDS, IN_PART, section
 from foliax import viz
 
 _NARROW = 2  # units of the layer that bounds the rank
@@ -180,9 +179,9 @@ def _extrinsic(bent: Any, flat: Any, along: Any, labels: np.ndarray) -> dict[str
             "num_points": int(fresh.sum()),
             "end_over_start": quartiles(ratio),
             "grew": float(np.mean(ratio > 1)),
-            "rank_correlation_with_doubt": measures.rank_correlation(
+            "rank_correlation_with_doubt": rank_correlation(
                 along["norm"][fresh], along["doubt"][fresh]
-            ),
+            )[0],
         },
     }
     aurocs = numbers["smooth"].get("auroc_of_errors")

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import foliax
-from experiments.harness.populations import quartiles
+from experiments.harness.populations import quartiles, rank_correlation
 from experiments.harness.run import sweep
 from foliax import leaf, zoo
 
@@ -152,8 +151,8 @@ def _explains(values: np.ndarray, found: Any, chosen: np.ndarray, labels: np.nda
     wrong = p.argmax(axis=1) != labels[chosen]
     doubt = 1 - p.max(axis=1)
     numbers: dict[str, Any] = {
-        "rank_correlation_with_doubt": rank_correlation(values, doubt),
-        "rank_correlation_with_trace": rank_correlation(values, trace),
+        "rank_correlation_with_doubt": rank_correlation(values, doubt)[0],
+        "rank_correlation_with_trace": rank_correlation(values, trace)[0],
         "wrong": int(wrong.sum()),
         "of_right": quartiles(values[~wrong]),
         "of_wrong": quartiles(values[wrong]),
@@ -164,14 +163,6 @@ def _explains(values: np.ndarray, found: Any, chosen: np.ndarray, labels: np.nda
             for name, score in (("curvature", values), ("doubt", doubt), ("trace", trace))
         }
     return numbers
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Spearman's; NaN where one of them does not vary."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    found: Any = spearmanr(a, b)
-    return float(found.statistic)
 
 
 def along_paths(model: Any, path: Any, rows: int) -> dict[str, np.ndarray]:

@@ -32,8 +32,8 @@ from experiments.denoise.leaf import (
     without_leaf,
 )
 from experiments.harness import command as command_line
+from experiments.harness.classifier import independent
 from experiments.harness.command import Count, Found
-from experiments.harness.judge import judge
 from experiments.harness.networks import Loaded
 from experiments.harness.run import running
 from foliax.apps.denoise import choose
@@ -141,7 +141,7 @@ class Study:
         self.places = command.starts(dataset.length("test"))
         self.test, self.truth = dataset.take(self.places, split="test")
         self.denoisers = classical.denoisers(np.asarray(dataset.to_pixels(pool), np.float64))
-        self.classifier = judge(dataset, quick=command.quick)
+        self.classifier = independent(dataset, quick=command.quick)
 
     def record(
         self, noise: str, strength: float, networks: Any, shown: str, bar: Any
@@ -203,7 +203,7 @@ class Study:
         return {
             "psnr": classical.psnr(pixels, case.test.clean),
             "ssim": classical.ssim(pixels, case.test.clean),
-            "judged": (self.classifier.predict(normalised) == self.truth).astype(float),
+            "classified_right": (self.classifier.predict(normalised) == self.truth).astype(float),
         }
 
     def explained(self, shown: str) -> str:

@@ -11,10 +11,9 @@ import numpy as np
 
 from experiments.denoise.classical import NOISES
 from experiments.harness.command import setting
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
-from experiments.harness.report import section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, section
 
-MEASURES = ("psnr", "ssim", "judged")
+MEASURES = ("psnr", "ssim", "classified_right")
 LEAF = {
     "foot": "closest point on the leaf of the nearest training image",
     "foot_best": "nearest of the closest points",
@@ -58,7 +57,7 @@ _COLUMNS = {
     "part.error": "±",
     "over_blend.mean": "shares apart over blend (dB)",
     "over_blend.error": "±",
-    "judged": "classified right",
+    "classified_right": "classified right",
 }
 _SLUGS = str.maketrans({" ": "_", "(": None, ")": None, "-": "_"})
 Measured = Mapping[str, Mapping[float, Any]]
@@ -184,7 +183,7 @@ def _training_section(
             "mean_trace": traces.get(name),
             "test_accuracy": None if name == CONTROL else setting(loaded)["test_accuracy"],
             "feet_mean": _mean(measured, name, "feet_mean").mean(),
-            "judged": _mean(measured, name, "feet_mean", "judged").mean(),
+            "classified_right": _mean(measured, name, "feet_mean", "classified_right").mean(),
         }
         | {key: paired(values, 0) for key, values in gains[name].items()}
         for name, loaded in networks.items()

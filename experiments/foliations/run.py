@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from experiments.harness.command import Run
 from experiments.harness.files import provenance, write_json
-from experiments.harness.outcomes import percent
+from experiments.harness.report import percent
 from foliax import zoo
 
 NAMES = {"relu": "ReLU", "gelu": "GELU", "sigmoid": "sigmoid"}

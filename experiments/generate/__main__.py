@@ -29,11 +29,10 @@ import foliax
 from experiments.generate import samples
 from experiments.generate.samples import LABELS, Command
 from experiments.harness import command as commands
-from experiments.harness.judge import Judge, judge
+from experiments.harness.classifier import Classifier, independent
 from experiments.harness.networks import Loaded, load
 from experiments.harness.noise import SAME
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART, percent
-from experiments.harness.report import section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from experiments.harness.run import sweep
 from experiments.harness.training import obtain
 from foliax import viz, zoo
@@ -48,7 +47,11 @@ _MEASURES = {
 
 
 def run(
-    models: Mapping[str, Any], dataset: Any, command: Command, oracle: Judge, peak: str | None
+    models: Mapping[str, Any],
+    dataset: Any,
+    command: Command,
+    classifier: Classifier,
+    peak: str | None,
 ) -> dict[str, Any]:
     """Return the section on samples made with every network, and draw the grid of the best.
 
@@ -59,7 +62,7 @@ def run(
     networks, made = {}, {}
     for name, model in models.items():
         made[name] = samples.make(model, dataset, task, command)
-        measured = samples.measure(model, dataset, task, made[name], oracle)
+        measured = samples.measure(model, dataset, task, made[name], classifier)
         traces = sweep(foliax.trace, model, dataset.test_x[task.places], progress=False)
         networks[name] = {
             "methods": measured,
@@ -71,7 +74,7 @@ def run(
     numbers = {
         "num_starts": len(task.places),
         "samples": command.samples,
-        "judge": {"words": oracle.words, "accuracy": oracle.accuracy},
+        "classifier": {"words": classifier.words, "accuracy": classifier.accuracy},
         "networks": networks,
         "best": best,
         "peak": peak,
@@ -108,7 +111,7 @@ def _best(networks: Mapping[str, Any]) -> str:
 
 
 def _verdict(numbers: Mapping[str, Any]) -> tuple[str, str]:
-    accuracy, found = numbers["judge"]["accuracy"], numbers["networks"][numbers["best"]]
+    accuracy, found = numbers["classifier"]["accuracy"], numbers["networks"][numbers["best"]]
     leaf, white = found["methods"]["leaf"], found["methods"]["noise"]
     kept = ", ".join(
         f"{LABELS[name]} {percent(one['agreement'])}" for name, one in found["methods"].items()
@@ -206,12 +209,12 @@ def measure_command(command: Command) -> commands.Found:
     else:
         loaded = command.load()
         models = {"network": loaded.model}
-    oracle = judge(loaded.dataset, quick=command.quick)
-    found = run(models, loaded.dataset, command, oracle, peak)
+    classifier = independent(loaded.dataset, quick=command.quick)
+    found = run(models, loaded.dataset, command, classifier, peak)
     best = found["numbers"]["best"]
     words = f"{trained.network}, {best}" if epochs else loaded.network
     network = Loaded(models[best], loaded.dataset, words)
-    return commands.Found(network, {"S11": found}, {}, f"The classifier: {oracle.words}.")
+    return commands.Found(network, {"S11": found}, {}, f"The classifier: {classifier.words}.")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import foliax
 from experiments.harness import command, noise, run
-from experiments.harness.judge import Judge
+from experiments.harness.classifier import Classifier
 from experiments.harness.populations import endings, flat, norms, predict, quartiles
 from foliax.apps import generate
 
@@ -171,14 +171,16 @@ def _as_long(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    model: Any, dataset: Any, task: Task, made: Mapping[str, Made], judge: Judge
+    model: Any, dataset: Any, task: Task, made: Mapping[str, Made], classifier: Classifier
 ) -> dict[str, Any]:
     """Return what is measured of each method; of the images as they are shown, clipped."""
-    return {name: _measure(model, dataset, task, name, one, judge) for name, one in made.items()}
+    return {
+        name: _measure(model, dataset, task, name, one, classifier) for name, one in made.items()
+    }
 
 
 def _measure(
-    model: Any, dataset: Any, task: Task, name: str, made: Made, judge: Judge
+    model: Any, dataset: Any, task: Task, name: str, made: Made, classifier: Classifier
 ) -> dict[str, Any]:
     count = made.images.shape[1]
     raw = made.images.reshape(-1, *dataset.shape)
@@ -188,7 +190,7 @@ def _measure(
     rank = 1 if name == "real" else 0  # a training image is its own nearest
     near = task.nearest.kneighbors(flat(shown), 2)[0][:, rank]
     reading = float(noise.whole_readings(dataset.to_pixels(shown)).mean())
-    kept = judge.predict(shown) == labels
+    kept = classifier.predict(shown) == labels
     classes = np.unique(task.labels)
     by_class = [shown[labels == c] for c in classes]
     numbers = {

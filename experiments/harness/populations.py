@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import spearmanr
 
 import foliax
 from experiments.harness import noise
@@ -74,6 +75,19 @@ def quartiles(values: Any) -> dict[str, float]:
     if not len(values):
         return dict.fromkeys(names, math.nan)
     return dict(zip(names, np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist(), strict=True))
+
+
+def share(where: Any) -> float | None:
+    """Return the share of cases that are true; None of none."""
+    return float(np.mean(where)) if len(where) else None
+
+
+def rank_correlation(a: Any, b: Any) -> tuple[float, float]:
+    """Return Spearman's rank correlation and its p-value; NaN where one does not vary."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan, math.nan
+    found: Any = spearmanr(a, b)
+    return float(found.statistic), float(found.pvalue)
 
 
 def endings(path: Any) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.harness.files import plain, provenance, write_json, write_text
 
+HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.55 system-ui, sans-serif;
   --good: light-dark(#00724f, #4cc9a0); --half: light-dark(#8a5a00, #e6b04a);
@@ -26,6 +27,16 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .9rem; border-bottom: 1px solid; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 """
+
+
+def outcome(share: float) -> str:
+    """Name what a share of cases for which a claim held amounts to."""
+    return HOLDS if share >= 0.99 else FAILS if share <= 0.01 else IN_PART
+
+
+def percent(share: float) -> str:
+    """Write a share for a sentence, e.g. 34.4 %."""
+    return f"{100 * share:.3g} %"
 
 
 def section(

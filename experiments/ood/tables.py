@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
-from experiments.harness.report import markdown_table
+from experiments.harness.report import FAILS, HOLDS, IN_PART, markdown_table
 from experiments.ood import measures
 from experiments.ood.baselines import NAMES
 from experiments.ood.leaf import AT_X

@@ -21,8 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.harness import command as commands
-from experiments.harness.outcomes import FAILS, HOLDS, IN_PART
-from experiments.harness.report import section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, section
 from experiments.transfer.comparison import compare, measure
 from experiments.transfer.pictures import draw_accuracies, draw_spectra
 from experiments.transfer.sets import Wanted, labelled_sets

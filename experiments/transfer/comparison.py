@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.neighbors import NearestNeighbors
@@ -14,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from experiments.harness.populations import quartiles
+from experiments.harness.populations import quartiles, rank_correlation
 from experiments.harness.run import sweep
 from experiments.ood.baselines import outputs, penultimate
 from experiments.transfer.sets import OWN, Labelled
@@ -154,10 +153,7 @@ def _ranks(rows: list[dict[str, Any]], targets: Any) -> dict[str, dict[str, dict
 def _ranked(rows: list[dict[str, Any]], *columns: tuple[str, str]) -> dict[str, float]:
     """Return Spearman's rank correlation with its p-value; NaN where all are alike."""
     a, b = ([row[group][name] for row in rows] for group, name in columns)
-    if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
-        return {"rho": float("nan"), "p": float("nan")}
-    ranked: Any = spearmanr(a, b)
-    return {"rho": float(ranked.statistic), "p": float(ranked.pvalue)}
+    return dict(zip(("rho", "p"), rank_correlation(a, b), strict=True))
 
 
 def _row(each: Measured, own: Measured) -> dict[str, Any]:

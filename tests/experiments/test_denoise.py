@@ -72,7 +72,7 @@ def test_every_image_is_kept_and_the_table_holds_their_means(smoke):
     numbers = results["claims"]["S9-gaussian"]["numbers"]
     both = first["methods"] | first["leaves"]["e2"]
     for key, method in (("feet_mean", "feet_mean"), ("noisy_input", "noisy input")):
-        for measure in ("psnr", "ssim", "judged"):
+        for measure in ("psnr", "ssim", "classified_right"):
             mean = np.mean(both[method][measure])
             assert len(both[method][measure]) == 6
             assert mean == pytest.approx(numbers["method"][key]["s0"][measure], rel=1e-5)

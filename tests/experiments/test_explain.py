@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.explain import __main__ as explain
-from experiments.explain import statistics
+from experiments import explain
+from experiments.harness.classifier import Classifier
 from experiments.harness.command import perform
-from experiments.harness.judge import Judge
 from foliax import Status, zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -22,8 +21,8 @@ def found():
     with jax.enable_x64(False):
         model, data = zoo.load("digits_mlp"), zoo.load_digits()
         xs = data.test_x[:10]
-        explained = statistics.explain_images(model, xs, step=0.5, max_steps=200)
-        return data, explained, statistics.rivals(model, data, xs, explained.label)
+        explained = explain.explain_images(model, xs, step=0.5, max_steps=200)
+        return data, explained, explain.rivals(model, data, xs, explained.label)
 
 
 def test_every_image_keeps_its_place_in_a_padded_batch(found):
@@ -37,7 +36,7 @@ def test_every_image_keeps_its_place_in_a_padded_batch(found):
 
 def test_orders_begin_with_the_nearest_and_end_with_the_label(found):
     _, explained, _ = found
-    by = statistics.orders(explained)
+    by = explain.orders(explained)
     np.testing.assert_array_equal(by["bound"], by["probability"])
     for values in by.values():
         np.testing.assert_array_equal(values[:, -1], explained.label)
@@ -57,8 +56,10 @@ def test_rivals_are_other_classes(found):
 
 def test_statistics_are_shares_of_what_was_counted(found):
     data, explained, rivals = found
-    judge = Judge(lambda images: np.full(len(images), int(explained.label[0])), "one answer", 0.1)
-    numbers = statistics.summary(explained, data, np.asarray(explained.label), rivals, judge)
+    classifier = Classifier(
+        lambda images: np.full(len(images), int(explained.label[0])), "one answer", 0.1
+    )
+    numbers = explain.summary(explained, data, np.asarray(explained.label), rivals, classifier)
     assert numbers["reached"] == {"input": 1, "metric": 1}
     assert numbers["second_probable_is"]["nearest by the bound"] == 1
     assert numbers["misclassified"]["count"] == 0
@@ -67,7 +68,7 @@ def test_statistics_are_shares_of_what_was_counted(found):
     assert numbers["over_bound"]["input"]["least"] >= 1 - 1e-5
     assert numbers["over_bound"]["metric"]["median"] == pytest.approx(1, abs=1e-3)
     same = np.mean(explained.label == explained.label[0])
-    assert numbers["judge"]["sees_the_label"] == pytest.approx(same)
+    assert numbers["classifier"]["sees_the_label"] == pytest.approx(same)
     assert 0 < numbers["rank_correlation"]["median"] <= 1
 
 

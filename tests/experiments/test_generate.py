@@ -11,8 +11,8 @@ from PIL import Image
 
 from experiments.generate import __main__ as generate
 from experiments.generate import samples as samples_of
+from experiments.harness.classifier import Classifier
 from experiments.harness.command import perform
-from experiments.harness.judge import Judge
 from experiments.harness.populations import predict
 from foliax import zoo
 
@@ -31,7 +31,7 @@ def made():
 
 
 def all_of(label):
-    return Judge(lambda images: np.full(len(images), label), f"sees {label}", 1.0)
+    return Classifier(lambda images: np.full(len(images), label), f"sees {label}", 1.0)
 
 
 def test_starts_are_of_every_class_and_targets_of_the_same(made):
@@ -124,7 +124,7 @@ def network(agreement, noise, spread, gain):
 )
 def test_the_verdict_says_what_was_measured(numbers, outcome, words):
     text = generate._verdict({
-        "num_starts": 10, "samples": 2, "judge": {"accuracy": 0.98}, "best": "a", "peak": None,
+        "num_starts": 10, "samples": 2, "classifier": {"accuracy": 0.98}, "best": "a", "peak": None,
         "networks": {"a": network(*numbers)},
     })  # fmt: skip
     assert text[0] == outcome

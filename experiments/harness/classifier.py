@@ -1,6 +1,6 @@
 """An independent classifier that says what an image shows, for images that a network has made.
 
-A network must not judge what was made by moving through its own input space. The judge is a
+A network must not classify what was made by moving through its own input space. This one is a
 support vector machine with a Gaussian kernel (scikit-learn), on the pixels of small images and on
 the principal components of larger ones: it shares neither architecture nor training with a network.
 It is fitted anew where it is needed, in seconds, so that nothing has to be stored.
@@ -22,7 +22,7 @@ _QUICK = 3_000
 _PENALTY = 10.0  # C of the support vector machine
 
 
-class Judge(NamedTuple):
+class Classifier(NamedTuple):
     """A classifier from images (N, *shape), normalised, to labels; in words, and how accurate."""
 
     predict: Callable[[Float[np.ndarray, "n ..."]], Int[np.ndarray, " n"]]
@@ -30,7 +30,7 @@ class Judge(NamedTuple):
     accuracy: float
 
 
-def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
+def independent(dataset: Any, *, seed: int = 1, quick: bool = False) -> Classifier:
     """Fit an independent classifier on the training images of a data set, in seconds.
 
     The seed draws the images where there are many, 30,000 or if `quick` 3,000, and starts the
@@ -38,7 +38,7 @@ def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
 
     Example:
         >>> from foliax import zoo
-        >>> found = judge(zoo.load_digits(), quick=True)
+        >>> found = independent(zoo.load_digits(), quick=True)
         >>> found.accuracy > 0.98, found.predict(zoo.load_digits().test_x[:2]).shape
         (True, (2,))
     """
@@ -71,4 +71,4 @@ def judge(dataset: Any, *, seed: int = 1, quick: bool = False) -> Judge:
     test, truth = some("test")
     what = f"{_COMPONENTS} principal components" if large else "the pixels"
     words = f"support vector machine (RBF) on {what}, fitted on {len(xs)} training images"
-    return Judge(predict, words, float(np.mean(predict(test) == truth)))
+    return Classifier(predict, words, float(np.mean(predict(test) == truth)))
