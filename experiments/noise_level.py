@@ -55,7 +55,7 @@ def run(study: Study, out: Path) -> dict[str, Any]:
                 "Middle, the white noise that would give the reading of the paths; on the dashed "
                 "diagonal a displacement looks like nothing but white noise. Right, the part of "
                 "the displacement in the kernel of G at the start."
-            ),
+            )
         },
         columns=("", "start", "leaf, end", "kernel, as far", "target"),
         rows=[

@@ -9,7 +9,7 @@ that are chosen without looking at the distance, and by what people use; then as
 leaf's scores adds to the distance of the nearest training image in pixels. Nothing is fitted on
 the outliers that are tested: a sum of scores is standardised on training images kept apart, a
 logistic regression tells these from outliers made of them, which also choose among scores. Writes
-`table.md`, `results.json`, `run.json` and pictures.
+`table.md`, `results.json`, `run.json` and a picture of examples.
 """
 
 import time
@@ -22,13 +22,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import sklearn
-import tyro
 from tqdm import tqdm
 
 import foliax
-from experiments.harness.files import plain, provenance, write_json, write_text
+from experiments.harness.command import Run, script
 from experiments.harness.networks import Loaded, load, papers_network
-from experiments.harness.run import keeping_nothing, running
+from experiments.harness.report import write_numbers
+from experiments.harness.run import keeping_nothing
 from experiments.ood import baselines, data, leaf, measures, tables
 from foliax import zoo
 from foliax.zoo import checkpoints
@@ -41,7 +41,7 @@ _QUICK = {"count": 100, "calibration": 100, "bank": 1000, "fixed": 5, "many": 10
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Run):
     """Which networks, how many images, and where to write."""
 
     # Data set; None for that of the checkpoint, and for digits without one.
@@ -53,8 +53,7 @@ class Config:
     weights: Path | None = None
     count: int = 360  # Test images, and outliers of each kind, at most
     calibration: int = 300  # Training images kept apart, which calibrate
-    # Training images at most among which neighbours and references are looked for.
-    bank: int = 10_000
+    bank: int = 10_000  # Training images at most, for neighbours and references
     fixed: int = 20  # Training images drawn once as references
     many: int = 500  # The same, without closest points
     # Classes that another network is trained without, in the same way, to be told from the
@@ -62,13 +61,9 @@ class Config:
     # none, as it costs a training.
     held_out: tuple[int, ...] = ()
     feet: bool = True  # Whether closest points are found, which costs most
-    # Steps at most to a closest point; None for 200, of larger images 40.
-    max_steps: int | None = None
+    max_steps: int | None = None  # Steps to a closest point; None for 200, of larger images 40
     resamples: int = 500  # Of the bootstrap
-    seed: int = 0  # Draws images, references and resamples
-    devices: int | None = None  # How many devices share the images; None for all that JAX sees
     out: Path = Path("out/ood")  # Output folder
-    quick: bool = False  # Few images
 
     def flow(self, shape: Sequence[int]) -> dict[str, Any]:
         """Return how closest points are found for images of a shape."""
@@ -91,14 +86,7 @@ class Config:
 def score(
     sets: data.Sets, config: Config, bar: Any, milliseconds: dict[str, float] | None = None
 ) -> measures.Parts:
-    """Return every score of every image, and note what an image costs.
-
-    Args:
-        sets: The images.
-        config: The sizes.
-        bar: A progress bar, moved once for each group of scores.
-        milliseconds: Where to note costs; None to measure none.
-    """
+    """Return every score of every image, and note in `milliseconds` what an image costs."""
     images, dataset = sets.images, sets.dataset
     bank = sets.model, sets.bank_x, sets.bank_y
     groups = baselines.fit(*bank, images["held"], std=dataset.std)
@@ -133,18 +121,11 @@ def evaluated(parts: measures.Parts, config: Config) -> dict[str, Any]:
     bad = measures.not_finite(parts)
     names = [name for name in parts["held"] if name not in bad]
     parts = {kind: {name: values[name] for name in names} for kind, values in parts.items()}
-    blind = [name for name in names if tables.is_blind(name)]
     others = [name for name in baselines.NAMES if name != _PIXELS and name in names]
-    controls = [name for name in names if name.startswith("distance")]
-    gain = partial(measures.partners, parts, resamples=config.resamples, seed=config.seed)
-    gains = gain([_PIXELS], [name for name in names if name != _PIXELS])
-    partner = measures.choose(gains, others)
-    over_plain: dict[str, Any] = {}
-    for control in controls:
-        lengths = [name for name in blind if tables.control_of(name) == control]
-        over_plain |= gain([_PIXELS], lengths, instead_of=control)
-    beside = [name for name in (*blind, *controls, *others) if name != partner[0]]
-    more = gain([_PIXELS, partner[0]], beside)
+    gains = measures.partners(
+        parts, [_PIXELS], [name for name in names if name != _PIXELS],
+        resamples=config.resamples, seed=config.seed,
+    )  # fmt: skip
     return {
         "not_finite": bad,
         "scores": measures.table(parts),
@@ -153,11 +134,8 @@ def evaluated(parts: measures.Parts, config: Config) -> dict[str, Any]:
             for name, values in parts["held"].items()
         },
         "gains": gains,
-        "gains_beside_partner": more,
-        "gains_over_plain": over_plain,
-        "partner": partner,
-        "chosen": measures.choose(gains, blind),
-        "chosen_beside_partner": measures.choose(more, blind),
+        "partner": measures.choose(gains, others),
+        "chosen": measures.choose(gains, [name for name in names if tables.is_blind(name)]),
     }
 
 
@@ -235,17 +213,18 @@ def run(config: Config) -> dict[str, Any]:
             if held_out:
                 second = config.sets(others[epoch], rest, {"held_out": unseen[drawn]})
                 _join(epochs[epoch], evaluated(score(second, config, bar), config))
-    results = plain({
+    results = {
         "setting": _setting(config, sets),
         "epochs": epochs,
         "training": _training(config, epochs),
-    })  # fmt: skip
-    write_text(config.out / "table.md", tables.report(results, milliseconds) + "\n")
-    write_json(config.out / "results.json", results)
-    origin = provenance(config.seed, {"all": round(time.perf_counter() - begun, 2)})
-    write_json(config.out / "run.json", origin | {"milliseconds_an_image": milliseconds})
-    _draw(config.out, results, sets, parts)
-    return results
+    }
+    last = list(epochs.values())[-1]
+    tables.examples(sets, parts, last["chosen"][0], config.out / "examples.png")
+    return write_numbers(
+        config.out, results, seed=config.seed,
+        seconds={"all": round(time.perf_counter() - begun, 2)},
+        table=tables.report(results, milliseconds), milliseconds_an_image=milliseconds,
+    )  # fmt: skip
 
 
 def _join(result: dict[str, Any], second: dict[str, Any]) -> None:
@@ -291,22 +270,5 @@ def _setting(config: Config, sets: data.Sets) -> dict[str, Any]:
     }
 
 
-def _draw(out: Path, results: dict[str, Any], sets: data.Sets, parts: measures.Parts) -> None:
-    tables.heat_map(results, out / "auroc.png")
-    last = list(results["epochs"].values())[-1]
-    tables.examples(sets, parts, last["chosen"][0], out / "examples.png")
-    if len(results["epochs"]) > 1:
-        tables.training(results, out / "epochs.png")
-
-
-def main() -> None:
-    """Run from the command line."""
-    config = tyro.cli(Config, prog="python -m experiments.ood", description=__doc__)
-    with running("ood", config.out, devices=config.devices):
-        run(config)
-    print((config.out / "table.md").read_text(encoding="utf-8"))
-    print(f"table: {config.out / 'table.md'}")
-
-
 if __name__ == "__main__":
-    main()
+    script(Config, run, name="ood", description=__doc__)

@@ -194,24 +194,15 @@ def _wins(combined: Combined) -> dict[str, np.ndarray]:
 
 
 def partners(
-    parts: Parts, base: Sequence[str], candidates: Sequence[str], *, resamples: int, seed: int,
-    instead_of: str | None = None,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+    parts: Parts, base: Sequence[str], candidates: Sequence[str], *, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Return the gain of each candidate beside the base, by both ways to combine.
 
-    Args:
-        parts: The scores.
-        base: Names that are combined already.
-        candidates: Names that join them, one at a time.
-        resamples: Of the bootstrap.
-        seed: Of its draws.
-        instead_of: A score in whose place beside the base the candidates stand: their gain is
-            then over what it gives. None for over the base alone.
+    `resamples` and `seed` are those of the bootstrap.
     """
-    before = base if instead_of is None else [*base, instead_of]
     result: dict[str, dict[str, Any]] = {name: {} for name in candidates}
     for way, combine in WAYS.items():
-        gain = bootstrap(combine(parts, before), resamples=resamples, seed=seed)
+        gain = bootstrap(combine(parts, base), resamples=resamples, seed=seed)
         for name in candidates:
             result[name][way] = gain(combine(parts, [*base, name]))
     return result

@@ -1,6 +1,6 @@
-"""The tables of the out-of-distribution experiment, its verdict and its pictures."""
+"""The tables of the out-of-distribution experiment, its verdict and its picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from experiments.ood.baselines import NAMES
 from experiments.ood.leaf import AT_X
 from experiments.ood.measures import WAYS
 from foliax import viz
-from foliax.viz.style import figure
 
 _PREDICTED = tuple(
     f"{name}[predicted]"
@@ -22,7 +21,6 @@ _PREDICTED = tuple(
     )
 )  # fmt: skip
 _FOR_COMPARISON = ("residual[nearest]", "residual_ratio[nearest]", "distance[many, min]")
-_LENGTHS = ("residual", "kernel_at_reference", "kernel_at_x")  # in the units of a distance
 _LEAST = 0.001  # a gain in mean AUROC whose interval does not lie above this counts as none
 _FURTHER = 6  # rows of other families, the best ones
 _SHOWN = 6  # images in a row of the examples
@@ -34,19 +32,12 @@ def is_blind(name: str) -> bool:
     return name not in NAMES and not name.startswith("distance") and "nearest" not in name
 
 
-def control_of(name: str) -> str | None:
-    """Return the plain distance that a length of the leaf could stand for; None for others."""
-    score, _, family = name.partition("[")
-    return f"distance[{family}" if score in _LENGTHS else None
-
-
 def shown(result: Mapping[str, Any]) -> list[str]:
     """Return the rows of a short table; every score is in results.json."""
     scores, known = result["scores"], (*NAMES, *AT_X, *_PREDICTED)
     others = [name for name in scores if name not in known and is_blind(name)]
     others.sort(key=lambda name: (-measures.mean(scores[name]), name))
-    chosen = (result[key][0] for key in ("chosen", "chosen_beside_partner"))
-    names = dict.fromkeys((*known, *others[:_FURTHER], *chosen, *_FOR_COMPARISON))
+    names = dict.fromkeys((*known, *others[:_FURTHER], result["chosen"][0], *_FOR_COMPARISON))
     return [name for name in names if name in scores]
 
 
@@ -80,18 +71,15 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     strongest = max((name for name in NAMES if name in means), key=lambda name: means[name])
     (chosen, way), (partner, its_way) = result["chosen"], result["partner"]
     found, beside = result["gains"][chosen][way], result["gains"][partner][its_way]
-    instead = result["gains_over_plain"].get(chosen, {}).get(way)
     words = (
         f"Mean AUROC: {means[alone]:.3f} by {alone}, the leaf's score that synthetic outliers "
         f"choose; {means[strongest]:.3f} by {strongest}, the best baseline. Joined to the distance "
-        f"in pixels, the chosen {chosen} ({way}) changes it by {_interval(found)}"
-        + (f", and by {_interval(instead)} over {control_of(chosen)} there" if instead else "")
-        + f"; the chosen baseline {partner} ({its_way}) by {_interval(beside)}."
+        f"in pixels, the chosen {chosen} ({way}) changes it by {_interval(found)}; the chosen "
+        f"baseline {partner} ({its_way}) by {_interval(beside)}."
     )
     if means[alone] >= means[strongest]:
         return HOLDS, words
-    adds = found["low"] > _LEAST and (instead is None or instead["low"] > _LEAST)
-    return (IN_PART if adds else FAILS), words
+    return (IN_PART if found["low"] > _LEAST else FAILS), words
 
 
 def _interval(gain: Mapping[str, float]) -> str:
@@ -112,31 +100,25 @@ def measures_table(result: Mapping[str, Any]) -> str:
 
 
 def gains_table(result: Mapping[str, Any]) -> str:
-    """Return what scores add to the distance in pixels, and to it and the best baseline."""
-    gains, beside, partner = result["gains"], result["gains_beside_partner"], result["partner"][0]
+    """Return what scores add to the distance in pixels."""
+    gains, chosen = result["gains"], (result["chosen"][0], result["partner"][0])
     blind = sorted(
         filter(is_blind, gains),
         key=lambda name: (-max(each["synthetic"] for each in gains[name].values()), name),
     )
-    best = [result["chosen"][0], result["chosen_beside_partner"][0], *blind[:_PARTNERS]]
+    best = [chosen[0], *blind[:_PARTNERS]]
     best += [name for name in blind if any(gains[name][way]["low"] > 0 for way in WAYS)]
-    controls = [control for name in best if (control := control_of(name))]
-    names = [*NAMES, *best, _PREDICTED[0], *controls, _FOR_COMPARISON[0]]
-    lines = [["partner", "synthetic", "sum", "logistic", "weight", "most changed (logistic)",
-              "logistic, over plain", f"sum, beside {partner}",
-              f"logistic, beside {partner}"]]  # fmt: skip
-    for name in (name for name in dict.fromkeys(names) if name in gains):
-        both, plain = gains[name], result["gains_over_plain"].get(name)
-        sets = both["logistic"]["by_set"]
+    names = dict.fromkeys((*NAMES, *best, _PREDICTED[0], _FOR_COMPARISON[0]))
+    lines = [["partner", "synthetic", *WAYS, "weight", "most changed (logistic)"]]
+    for name in (name for name in names if name in gains):
+        both, sets = gains[name], gains[name]["logistic"]["by_set"]
         most = max(sets, key=lambda out: abs(sets[out]))
         lines.append([
-            name + (" (chosen)" if name in (result["chosen"][0], partner) else ""),
+            name + (" (chosen)" if name in chosen else ""),
             "/".join(f"{both[way]['synthetic']:.3f}" for way in WAYS),
             *(_interval(both[way]) for way in WAYS),
             f"{both['logistic']['weights'][-1]:+.2f}",
             f"{most} {sets[most]:+.3f}",
-            _interval(plain["logistic"]) if plain else "",
-            *(_interval(beside[name][way]) if name in beside else "" for way in WAYS),
         ])  # fmt: skip
     return markdown_table(lines)
 
@@ -163,35 +145,6 @@ def training_table(results: Mapping[str, Any]) -> str:
 # --- pictures ----------------------------------------------------------------------------------
 
 
-def heat_map(results: Mapping[str, Any], path: Path) -> None:
-    """Draw the AUROC of each score on each set, at the last epoch."""
-    result = list(results["epochs"].values())[-1]
-    names, scores = shown(result), result["scores"]
-    outs = measures.outside(scores[names[0]])
-    columns = [*outs, "mean"]
-    values = np.array([
-        [*(scores[name].get(out, {}).get("auroc", np.nan) for out in outs),
-         measures.mean(scores[name])]
-        for name in names
-    ])  # fmt: skip
-    with figure(path, 3.4 + 0.62 * len(columns), 1.3 + 0.22 * len(names)) as drawn:
-        axes = drawn.add_subplot()
-        axes.grid(False)
-        mesh = axes.imshow(values, cmap="PuOr_r", vmin=0, vmax=1, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                ink = "white" if abs(value - 0.5) > 0.38 else "black"
-                centre = {"ha": "center", "va": "center", "fontsize": 6.5, "color": ink}
-                axes.text(column, row, f"{value:.2f}", **centre)
-        axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
-        axes.set_yticks(range(len(names)), names)
-        axes.axhline(sum(name in NAMES for name in names) - 0.5, color="black", lw=1)
-        axes.axvline(len(outs) - 0.5, color="black", lw=1)
-        axes.set_title(f"AUROC, {results['setting']['dataset']}, {result['network']}")
-        drawn.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02, label="AUROC; 0.5 is chance")
-        drawn.tight_layout(pad=0.8)
-
-
 def examples(sets: Any, parts: measures.Parts, name: str, path: Path) -> None:
     """Draw test images and outliers that the chosen score finds least and most far out."""
     images, captions, labels = [], [], []
@@ -205,24 +158,3 @@ def examples(sets: Any, parts: measures.Parts, name: str, path: Path) -> None:
             images.append(np.asarray(sets.dataset.to_pixels(xs[places])))
             captions += [f"{values[p]:.3g}\n{kinds[p]}" for p in places]
     viz.strip(np.concatenate(images), captions, path, row_labels=labels, title=name)
-
-
-def training(results: Mapping[str, Any], path: Path) -> None:
-    """Draw mean AUROC and mean trace against the epoch."""
-    epochs = results["epochs"].values()
-    names: Sequence[str] = (
-        "knn_pixels", "energy", "residual[predicted]", "kernel_at_x[many, min]",
-        "fisher_distance[predicted]", "trace",
-    )  # fmt: skip
-    at = [int(epoch) for epoch in results["epochs"]]
-    curves = [
-        viz.Curve(name, at, [measures.mean(each["scores"][name]) for each in epochs])
-        for name in names
-        if all(name in each["scores"] for each in epochs)
-    ]
-    traces = viz.Curve("mean trace", at, [each["mean_trace"] for each in epochs])
-    panels = [
-        viz.Panel("How well scores do", "epoch", "mean AUROC", curves),
-        viz.Panel("Trace of G", "epoch", "mean over training images", [traces]),
-    ]
-    viz.curves(panels, path)

@@ -227,15 +227,6 @@ def test_what_is_tested_changes_no_combination(way):
     assert chosen[0] == chosen[1]
 
 
-def test_what_stands_in_the_place_of_its_twin_gains_nothing():
-    parts = toy_parts()
-    found = measures.partners(
-        parts, ["bad"], ["far"], resamples=20, seed=0, instead_of="good"
-    )["far"]["logistic"]  # fmt: skip
-    assert abs(found["gain"]) < 1e-6
-    assert found["weights"][1] < 0
-
-
 def test_a_score_that_is_turned_round_is_not_chosen():
     found = measures.partners(toy_parts(), ["bad"], ["good", "far"], resamples=20, seed=0)
     assert found["far"]["logistic"]["weights"][1] < 0
@@ -255,8 +246,6 @@ def test_only_scores_of_blind_references_are_the_leafs():
     assert tables.is_blind("trace")
     for name in ("energy", "distance[fixed, min]", "residual[nearest]"):
         assert not tables.is_blind(name)
-    assert tables.control_of("residual[fixed, min]") == "distance[fixed, min]"
-    assert tables.control_of("fisher_distance[fixed, min]") is None
 
 
 # --- the script --------------------------------------------------------------------------------
@@ -287,9 +276,8 @@ def test_the_script_writes_tables_numbers_and_pictures(tmp_path, monkeypatch):
     told = json.loads((tmp_path / "run.json").read_text())
     assert told["milliseconds_an_image"]["leaf, predicted"] > 0
     assert "ms an image" in (tmp_path / "table.md").read_text()
-    for picture in ("auroc.png", "examples.png"):
-        with Image.open(tmp_path / picture) as image:
-            assert min(image.size) > 100
+    with Image.open(tmp_path / "examples.png") as image:
+        assert min(image.size) > 100
     assert tables.verdict(result)[0] in ("holds", "holds in part", "does not hold")
 
 
