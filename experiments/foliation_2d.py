@@ -25,8 +25,8 @@ import numpy as np
 from jax import lax
 
 import foliax
-from experiments.foliations import run as foliations
-from experiments.foliations.curves import (
+from experiments import foliations
+from experiments.foliations import (
     changes,
     contrasts,
     follow,

@@ -28,8 +28,8 @@ from matplotlib.colors import to_rgb
 from skimage.measure import marching_cubes
 
 import foliax
-from experiments.foliations import run as foliations
-from experiments.foliations.curves import (
+from experiments import foliations
+from experiments.foliations import (
     apart,
     changes,
     contrasts,

@@ -5,7 +5,6 @@
 asks for the pictures of `train`, `leaf_map`, and of `claims` (or `kernel` and `data_leaf`).
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,41 +33,35 @@ class Config:
 
 def run(config: Config) -> Path:
     """Compose the picture and write it."""
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    width = _WIDTH - 2 * _MARGIN
-    left = int((width - _MARGIN) * _LEFT)
-    upper = [
-        column(
-            {
-                "a  Trace and rank of G as a network learns": config.training,
-                "b  An image and the leading eigenvectors of G at it": config.eigenvectors,
-            },
-            left,
-        ),
-        column({"c  A map of the leaf through an image": config.map}, width - _MARGIN - left),
+    upper = {
+        "a  Trace and rank of G as a network learns": config.training,
+        "b  An image and the leading eigenvectors of G at it": config.eigenvectors,
+        "c  A map of the leaf through an image": config.map,
+    }
+    lower = {
+        "d  Across the leaves: noise comes, p stays (exact), or not (published)": config.kernel,
+        "e  On the leaf, toward another image: as near as it comes": config.leaf,
+    }
+    left = int((_WIDTH - 3 * _MARGIN) * _LEFT)
+    columns = [
+        _column(dict(list(upper.items())[:2]), left),
+        _column(dict(list(upper.items())[2:]), _WIDTH - 3 * _MARGIN - left),
     ]
-    lower = column(
-        {
-            "d  Across the leaves: noise comes, p stays (exact), or not (published)": config.kernel,
-            "e  On the leaf, toward another image: as near as it comes": config.leaf,
-        },
-        width,
-    )
-    height = max(part.height for part in upper)
-    page = Image.new("RGB", (_WIDTH, height + lower.height + 3 * _MARGIN), style.PAPER)
-    page.paste(upper[0], (_MARGIN, _MARGIN))
-    page.paste(upper[1], (2 * _MARGIN + left, _MARGIN))
-    page.paste(lower, (_MARGIN, 2 * _MARGIN + height))
+    wide, height = _column(lower, _WIDTH - 2 * _MARGIN), max(each.height for each in columns)
+    page = Image.new("RGB", (_WIDTH, height + wide.height + 3 * _MARGIN), style.PAPER)
+    for part, place in zip(
+        (*columns, wide),
+        ((_MARGIN, _MARGIN), (2 * _MARGIN + left, _MARGIN), (_MARGIN, 2 * _MARGIN + height)),
+        strict=True,
+    ):
+        page.paste(part, place)
     few = page.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    draft = config.out.with_name(f".{config.out.name}.{os.getpid()}.png")
-    few.save(draft, optimize=True)
-    os.replace(draft, config.out)  # nobody reads half a picture
-    return config.out
+    return style.written(config.out, lambda draft: few.save(draft, "PNG", optimize=True))
 
 
-def column(parts: dict[str, Path], width: int) -> Image.Image:
+def _column(parts: dict[str, Path], width: int) -> Image.Image:
     """Return pictures of one width below each other, each with its caption above."""
-    pictures = {text: fitted(path, width) for text, path in parts.items()}
+    pictures = {text: _fitted(path, width) for text, path in parts.items()}
     height = sum(_CAPTION + _MARGIN + picture.height for picture in pictures.values()) - _MARGIN
     page = Image.new("RGB", (width, height), style.PAPER)
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 20)
@@ -80,19 +73,13 @@ def column(parts: dict[str, Path], width: int) -> Image.Image:
     return page
 
 
-def fitted(path: Path, width: int) -> Image.Image:
-    """Read a picture and scale it to a width."""
+def _fitted(path: Path, width: int) -> Image.Image:
     with Image.open(path) as picture:
         height = round(picture.height * width / picture.width)
         return picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
-def main() -> None:
-    """Run from the command line."""
+if __name__ == "__main__":
     config = tyro.cli(Config, prog="python -m experiments.overview", description=__doc__)
     with running("overview", config.out.parent):
         print(run(config))
-
-
-if __name__ == "__main__":
-    main()

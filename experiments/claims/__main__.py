@@ -5,29 +5,26 @@
 walks the populations of `data_leaf`, `noise_level`, `kernel` and `noise_leaf` on every network,
 with the exact and the published scheme. A network is the folder of a training, with the epochs
 after an @ (none for the newest, "all" for all that have a checkpoint), a file of PyTorch weights,
-or digits_mlp or mnist_cnn, which come with foliax. Every cell, a network and a claim, is written
-when it is done, under `cells`, and not measured again: stopped, the command goes on where it was.
-The end is `table.md`, `claims.png`, `results.json`, `run.json`, and pictures and a report for each
-network.
+or digits_mlp, which comes with foliax. Every cell, a network and a claim, is written when it is
+done, under `cells`, and not measured again: stopped, the command goes on where it was. The end is
+`table.md`, `results.json`, `run.json`, and pictures and a report for each network.
 """
 
 import json
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from experiments import data_leaf, kernel, noise_leaf, noise_level
 from experiments.claims import table
 from experiments.harness import command
-from experiments.harness.files import plain, provenance, write_json, write_text
+from experiments.harness.files import plain, provenance, write_json
 from experiments.harness.networks import Loaded, load, training_name
-from experiments.harness.report import without_tables, write_report
+from experiments.harness.report import without_tables, write_numbers, write_report
+from experiments.harness.run import Stages
 from experiments.harness.study import Sizes, Study
 from foliax import zoo
 from foliax.zoo.shipped import SHIPPED
@@ -114,41 +111,30 @@ def _parse(name: str, dataset: str) -> list[tuple[str, dict[str, Any]]]:
 
 def run(config: Config) -> dict[str, Any]:
     """Measure what is not measured yet, write everything, and return what results.json holds."""
-    begun = time.perf_counter()
     named = sources(config)
-    bar = tqdm(total=len(named) * len(config.claims), desc="claims", dynamic_ncols=True)
-    networks = {key: _network(key, load(**where), config, bar) for key, where in named.items()}
-    bar.close()
+    stages = Stages("claims", len(named) * len(config.claims))
+    networks = {key: _network(key, load(**where), config, stages) for key, where in named.items()}
     results = plain({"setting": config.setting() | {"claims": config.claims}, "networks": networks})
-    text = table.markdown(results["networks"], config.claims)
-    file = write_text(config.out / "table.md", f"{text}\n")
-    print(f"{text}\n\ntable: {file}")
-    table.draw(results["networks"], config.out / "claims.png")
-    write_json(config.out / "results.json", results)
-    write_json(config.out / "run.json", provenance(config.seed, _spent("all", begun)))
-    return results
+    return write_numbers(
+        config.out, results, seed=config.seed, seconds=stages.seconds,
+        table=table.markdown(results["networks"], config.claims),
+    )  # fmt: skip
 
 
-def _spent(name: str, begun: float) -> dict[str, float]:
-    return {name: round(time.perf_counter() - begun, 2)}
-
-
-def _network(key: str, loaded: Loaded, config: Config, bar: Any) -> dict[str, Any]:
+def _network(key: str, loaded: Loaded, config: Config, stages: Stages) -> dict[str, Any]:
     """Return all cells of a network, measured or read, and write its report."""
     folder = config.out / "cells" / key
     setting = plain(config.setting() | command.setting(loaded))
     study, sections = config.study(loaded), {}
     for claim in config.claims:
-        bar.set_description(f"{key} {claim}")
-        found = _read(folder / f"{claim}.json", setting)
+        name, file = f"{key} {claim}", folder / f"{claim}.json"
+        found = _read(file, setting)
         if found is None:
-            begun = time.perf_counter()
-            found = MEASURES[claim](study, folder)
-            write_json(folder / f"{claim}.json", {"setting": setting, "section": found})
-            spent = _spent(claim, begun)
-            write_json(folder / f"{claim}.run.json", provenance(config.seed, spent))
+            found = stages.run(name, MEASURES[claim], study, folder)
+            write_json(file, {"setting": setting, "section": found})
+            spent = {claim: stages.seconds[name]}
+            write_json(file.with_suffix(".run.json"), provenance(config.seed, spent))
         sections[claim] = found
-        bar.update()
     intro = [f"{loaded.network} on {loaded.dataset.name}, {config.pairs} pairs."]
     write_report(folder, f"Claims, {key}", intro, sections)
     return {"setting": setting, "claims": without_tables(sections)}

@@ -1,13 +1,9 @@
-"""The tables and the picture of `claims`: what held where, and for how many."""
+"""The tables of `claims`: what held where, and for how many."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments.harness.report import look_up, markdown_table, percent
-from foliax import viz
 
 _SCHEMES = ("exact", "published")
 _NOISY = ("noisy", "noisy.published")
@@ -98,39 +94,3 @@ def _written(value: Any, kind: str) -> str:
     if value is None:
         return "n/a"
     return percent(value) if kind == "percent" else format(value, _FORMATS[kind])
-
-
-def draw(networks: Mapping[str, Any], path: Path) -> None:
-    """Draw, network by network, what S3, S5 and S6 come to, those of them that were measured."""
-    wanted = (
-        ("S3", "S3: how far walks end from the target", "distance / start distance",
-         {name: f"{name}.residual" for name in _SCHEMES}, (0, 1.05)),
-        ("S5", "S5: noise where the leaf walk ends", "pixel range",
-         {"start": "reading.start", "leaf": "reading.leaf",
-          "as far along the kernel": "reading.kernel"}, (0, None)),
-        ("S6", "S6: share that keeps its label", "share of images",
-         {name: f"{name}.label_kept" for name in _SCHEMES}, (0, 1.05)),
-    )  # fmt: skip
-    panels = [
-        viz.Panel(title, "", label, _curves(networks, claim, places), y_range=limits,
-                  x_names=list(networks))
-        for claim, title, label, places, limits in wanted
-        if all(claim in network["claims"] for network in networks.values())
-    ]  # fmt: skip
-    if panels:
-        viz.curves(panels, path)
-
-
-def _curves(networks: Mapping[str, Any], claim: str, places: Mapping[str, str]) -> list[viz.Curve]:
-    """Return a row of dots for each place of a number, beside each other; quartiles as bars."""
-    curves = []
-    for i, (name, place) in enumerate(places.items()):
-        x = np.arange(len(networks)) + 0.2 * (i - (len(places) - 1) / 2)
-        found = [look_up(each["claims"][claim]["numbers"], place) for each in networks.values()]
-        bars = [[value] for value in found]
-        if isinstance(found[0], Mapping):
-            names = ("median", "lower_quartile", "upper_quartile")
-            bars = [[value[name] for name in names] for value in found]
-        values: list[Any] = list(zip(*bars, strict=True))
-        curves.append(viz.Curve(name, x, *values, dots=True))
-    return curves

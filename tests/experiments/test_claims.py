@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from PIL import Image
 
 from experiments.claims import __main__ as claims
 
@@ -35,8 +34,6 @@ def test_every_cell_is_written_with_its_pictures(small):
         for picture in section["pictures"]:
             assert (folder / picture["file"]).exists()
     assert (folder / "report.html").exists()
-    with Image.open(config.out / "claims.png") as image:
-        assert min(image.size) > 300
 
 
 @pytest.mark.slow

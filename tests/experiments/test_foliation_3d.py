@@ -11,8 +11,7 @@ from flax import nnx
 from jax.tree_util import Partial
 from PIL import Image
 
-from experiments import foliation_3d
-from experiments.foliations import curves
+from experiments import foliation_3d, foliations
 from foliax import zoo
 from foliax.viz.space import Sheet, Space, Strands, space
 
@@ -70,18 +69,18 @@ def test_pictures_are_written_and_results_are_numbers(smoke):
 
 
 def test_singular_points_are_found_isolated_and_on_curves():
-    seeds = curves.lattice(3, 0.5, axes=3).astype(float)
+    seeds = foliations.lattice(3, 0.5, axes=3).astype(float)
 
     def saddle(x):
         return jnp.stack([x[0] * x[1] + (x[2] - 0.3) ** 2, jnp.zeros(())])
 
-    (found,) = curves.singular_points(Partial(saddle), seeds, edge=1.0, gap=0.01)
+    (found,) = foliations.singular_points(Partial(saddle), seeds, edge=1.0, gap=0.01)
     np.testing.assert_allclose(found, [0, 0, 0.3], atol=1e-5)
 
     def turned(x):  # about the third axis, on which one gradient is lost
         return jnp.stack([x[0] ** 2 + x[1] ** 2, x[2], jnp.zeros(())])
 
-    found = curves.singular_points(Partial(turned), seeds, edge=1.0, gap=0.1)
+    found = foliations.singular_points(Partial(turned), seeds, edge=1.0, gap=0.1)
     assert len(found) >= 3
     np.testing.assert_allclose(found[:, :2], 0, atol=1e-5)
 

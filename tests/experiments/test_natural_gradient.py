@@ -28,7 +28,6 @@ def test_everything_promised_is_written(smoke):
     assert (out / "steps.png").stat().st_size
     table = (out / "table.md").read_text()
     assert results["verdict"] in table
-    assert "solves took all their 20 iterations" in table
 
 
 def test_natural_gradient_needs_fewer_steps(smoke):
@@ -41,7 +40,6 @@ def test_natural_gradient_needs_fewer_steps(smoke):
     )
     assert ours["median_steps"] < 0.6 * best["median_steps"]  # a third at the full size
     assert smoke[1]["outcome"] in ("holds", "holds in part")
-    assert 0 < smoke[1]["solver"]["least_residual"] < 1
 
 
 @pytest.mark.parametrize(

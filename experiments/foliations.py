@@ -1,18 +1,96 @@
-"""Curves along foliations of the plane or of space, and where D loses a dimension."""
+"""Foliations of the plane and of space: small networks, curves, and where D loses a dimension."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
 from jax import lax
 
 import foliax
+from experiments.harness.command import Run
+from experiments.harness.report import write_numbers
+from experiments.harness.run import Stages
+from foliax import zoo
 from foliax.foliation import contrast_jacobian
 
+NAMES = {"relu": "ReLU", "gelu": "GELU", "sigmoid": "sigmoid"}
 _NEWTON_STEPS = 40
 Turn = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Config(Run):
+    """Which networks, and where to write."""
+
+    # Of the networks, one column of the pictures each; the first alone if quick.
+    activations: tuple[Literal["relu", "gelu", "sigmoid"], ...] = ("relu", "gelu", "sigmoid")
+
+    @property
+    def epochs(self) -> int:
+        """Return how long networks are trained."""
+        return 300 if self.quick else 600
+
+
+def train(model: Any, xs: Any, ys: Any, epochs: int) -> tuple[Any, float]:
+    """Return the network after so many full-batch steps of Adam, and its accuracy."""
+    optimizer = optax.adam(0.02)
+
+    def loss(model: Any) -> jax.Array:
+        logits = jax.vmap(model)(xs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, ys).mean()
+
+    def update(carry: Any, _: None) -> tuple[Any, None]:
+        model, state = carry
+        change, state = optimizer.update(jax.grad(loss)(model), state)
+        return (optax.apply_updates(model, change), state), None
+
+    @jax.jit
+    def fit(model: Any) -> tuple[Any, jax.Array]:
+        (model, _), _ = lax.scan(update, (model, optimizer.init(model)), length=epochs)
+        return model, jnp.mean(jnp.argmax(jax.vmap(model)(xs), axis=1) == ys)
+
+    model, share = fit(model)
+    return model, float(share)
+
+
+def run_all(
+    config: Config,
+    networks: Mapping[str, tuple[int, ...]],
+    sample: Callable[[str, int], tuple[np.ndarray, np.ndarray]],
+    study: Callable[..., tuple[tuple[Any, Any], dict[str, Any]]],
+    draw: Callable[..., Any],
+) -> dict[str, Any]:
+    """Study every network; write a picture for each data set, `results.json` and `run.json`.
+
+    Args:
+        config: Which networks, and where to write.
+        networks: Layer sizes, by data set.
+        sample: (data set, seed) → points and their classes.
+        study: (data set, activation, model, points, classes, config) → an upper and a lower panel,
+            and numbers.
+        draw: (panels row by row, path, columns, data set) → a picture.
+    """
+    activations = config.activations[: 1 if config.quick else None]
+    stages, results = Stages("foliations", len(networks) * len(activations)), {}
+    for data, sizes in networks.items():
+        xs, ys = sample(data, config.seed)
+
+        def one(name: str, data: str = data, sizes: Any = sizes, xs: Any = xs, ys: Any = ys) -> Any:
+            blank = zoo.MLP(sizes, activation=name, rngs=nnx.Rngs(config.seed))
+            model, accuracy = train(blank, jnp.asarray(xs), jnp.asarray(ys), config.epochs)
+            panels, numbers = study(data, name, model, xs, ys, config)
+            return panels, {"accuracy": accuracy} | numbers
+
+        found = {name: stages.run(f"{data}, {name}", one, name) for name in activations}
+        results[data] = {name: numbers for name, (_, numbers) in found.items()}
+        rows = zip(*(panels for panels, _ in found.values()), strict=True)
+        draw([p for row in rows for p in row], config.out / f"{data}.png", len(found), data)
+    return write_numbers(config.out, results, seed=config.seed, seconds=stages.seconds)
 
 
 @jax.jit
