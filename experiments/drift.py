@@ -121,9 +121,6 @@ def compiled(fn: Callable, model: Any, xs: Any, goals: Any, box: Any, **options:
     return timed
 
 
-# --- along the kernel --------------------------------------------------------------------------
-
-
 def kernel(
     model: Any, box: Any, xs: np.ndarray, config: Config, stages: Stages
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -186,9 +183,6 @@ def times(runs: dict[str, list[tuple[Any, float]]]) -> dict[str, Any]:
     }
 
 
-# --- toward a target ---------------------------------------------------------------------------
-
-
 def toward(model: Any, xs: np.ndarray, config: Config, stages: Stages) -> dict[str, Any]:
     """Walk along the leaf toward the next image, every method with the same Jacobians to spend.
 
@@ -215,9 +209,6 @@ def toward(model: Any, xs: np.ndarray, config: Config, stages: Stages) -> dict[s
             "ended": endings(path),
         }
     return found
-
-
-# --- all ---------------------------------------------------------------------------------------
 
 
 def run(config: Config) -> dict[str, Any]:

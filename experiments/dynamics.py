@@ -145,9 +145,6 @@ def _verdict(numbers: dict[str, Any]) -> tuple[str, str]:
     return IN_PART, text + f"The trace rises, and has fallen by less than {percent(1 - _FALL)}."
 
 
-# --- test images by epoch -----------------------------------------------------------------------
-
-
 @jax.jit
 def _at(model: Any, xs: Any) -> dict[str, Any]:
     def one(x: Any) -> dict[str, Any]:

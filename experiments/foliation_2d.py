@@ -75,9 +75,6 @@ def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return xs.astype(np.float32), ys
 
 
-# --- curves ------------------------------------------------------------------------------------
-
-
 def leaves(model: Any, sizes: Sizes) -> dict[str, tuple[Family, np.ndarray]]:
     """Follow both leaves through each seed of a grid; return curves and logits."""
     seeds, found = lattice(sizes.seeds, 0.93 * _EDGE), {}
@@ -135,9 +132,6 @@ def eigenvectors(model: Any, sizes: Sizes) -> dict[str, tuple[Family, np.ndarray
         family = Family(label, spaced(curves, _GAP, _EDGE), *style)
         found[f"{word}_eigenvector_change_of_p"] = family, logits
     return found
-
-
-# --- one network -------------------------------------------------------------------------------
 
 
 def study(

@@ -101,9 +101,6 @@ def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (circles + 0.12 * rng.normal(size=(450, 3))).astype(np.float32), ys
 
 
-# --- geometry ----------------------------------------------------------------------------------
-
-
 def kernel_normal(model: Any, xs: Any) -> np.ndarray:
     """Return unit vectors: ∇(s₁ − s₂) of two classes, and across both gradients of three."""
     k = np.asarray(contrasts(model, xs)[1])
@@ -155,9 +152,6 @@ def _singular(model: Any, activation: str) -> np.ndarray | None:
     if activation == "relu":
         return None
     return singular_points(model, lattice(_NEWTON_SEEDS, _EDGE, axes=3), _EDGE, gap=0.08)
-
-
-# --- parity: D is a line -----------------------------------------------------------------------
 
 
 def data_leaves(model: Any, sizes: Sizes, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -222,9 +216,6 @@ def study_xor(
     )  # fmt: skip
     note = f"p moves by at most {drift['largest']:.1g} along the lines"
     return upper, Space("", _EDGE, strands, sheets, note=note), numbers
-
-
-# --- circles: D is a plane ---------------------------------------------------------------------
 
 
 @jax.jit
@@ -298,9 +289,6 @@ def study_circles(
         field_label="size of the bracket's part outside D",
     )  # fmt: skip
     return upper, lower, numbers
-
-
-# --- all ---------------------------------------------------------------------------------------
 
 
 def study(

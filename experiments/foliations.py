@@ -107,9 +107,6 @@ def lattice(side: int, edge: float, axes: int = 2) -> np.ndarray:
     return np.stack([each.ravel() for each in reversed(grid)], axis=1)
 
 
-# --- curves ------------------------------------------------------------------------------------
-
-
 def follow(
     model: Any,
     seeds: Any,
@@ -193,9 +190,6 @@ def changes(logits: Any) -> np.ndarray:
     """Return the largest change of a probability along each curve."""
     p = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
     return np.abs(p - p[:, :1]).max(axis=(1, 2))
-
-
-# --- where D loses a dimension -------------------------------------------------------------------
 
 
 @jax.jit

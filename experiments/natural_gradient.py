@@ -55,9 +55,6 @@ class Config(Run):
         return replace(self, rates=(0.3, 1.0), **small)
 
 
-# --- training ----------------------------------------------------------------------------------
-
-
 def loss(model: Any, images: Any, labels: Any) -> jax.Array:
     """Return the mean cross-entropy."""
     logits = jax.vmap(lambda x: _apply(model, x))(images)
@@ -121,9 +118,6 @@ def costs(data: Any, config: Config) -> dict[str, float]:
         timer = timeit.Timer(lambda go=go, s=settings: jax.block_until_ready(go(model, key, *s)))
         found[f"{name}_step"] = min(timer.repeat(_REPEATS, 1)) / _TIMED_STEPS
     return found
-
-
-# --- all ----------------------------------------------------------------------------------------
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -36,9 +36,6 @@ _NAMES = ("least", "median", "largest")
 _INTERNET = "needs the internet: "
 
 
-# --- one network -------------------------------------------------------------------------------
-
-
 @jax.jit
 def _measure(model: Any, xs: Any) -> dict[str, Any]:
     def one(x: Any) -> dict[str, Any]:
@@ -137,9 +134,6 @@ def run(
             ("size n, classes C, bound C - 1", "n", "num_classes", "bound"),
         ],
     )
-
-
-# --- the table ----------------------------------------------------------------------------------
 
 
 class Known(NamedTuple):

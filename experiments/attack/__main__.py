@@ -121,9 +121,6 @@ def _penalised(command: Command, data: Any, xs: Any, labels: Any, chosen: Any) -
     return found
 
 
-# --- the report --------------------------------------------------------------------------------
-
-
 def _spectral(found: Any, budgets: list[float], count: int) -> dict[str, Any]:
     one, two = (np.asarray(found[name].fooled) for name in (ONE, TWO))
     gained, lost = int(np.sum(two & ~one)), int(np.sum(one & ~two))

@@ -105,9 +105,6 @@ def largest_budget(dataset: Any, xs: np.ndarray) -> float:
     return float(np.median(known.kneighbors(xs.reshape(len(xs), -1))[0]))
 
 
-# --- the penalty -------------------------------------------------------------------------------
-
-
 class Penalised(NamedTuple):
     """A network, the λ and the epochs of its training, and its accuracy on test images."""
 

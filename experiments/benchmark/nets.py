@@ -90,9 +90,6 @@ def with_classes(model: zoo.CNN, classes: int, seed: int) -> zoo.CNN:
     return other
 
 
-# --- what is asked of foliax -------------------------------------------------------------------
-
-
 def measured(model: Any, x: Any, chunk: int | None = None) -> dict[str, Any]:
     """Return trace, rank and spectrum of G at x, from one factor."""
     a = foliax.factor(model, x, chunk=chunk)
@@ -118,9 +115,6 @@ def pulled(layer: Any, hs: Any, rows: Any, block: int) -> Any:
 def forward(model: Any, xs: Any) -> Any:
     """Return the logits of a batch."""
     return jax.vmap(model)(xs)
-
-
-# --- what it is compared with ------------------------------------------------------------------
 
 
 def plain(model: Any, xs: Any) -> dict[str, np.ndarray]:

@@ -46,9 +46,6 @@ def settings() -> dict[str, Any]:
     }
 
 
-# --- networks and images -----------------------------------------------------------------------
-
-
 def network(model: Any) -> Any:
     """Return the `torch.nn.Sequential` of a `zoo.CNN` or `zoo.MLP`, with its weights."""
     nn, layers = torch.nn, []
@@ -92,9 +89,6 @@ def tensor(xs: Any, net: Any = None) -> Any:
 def array(images: Any) -> np.ndarray:
     """Return images channels last again."""
     return np.moveaxis(images.detach().cpu().numpy(), -3, -1)
-
-
-# --- G -----------------------------------------------------------------------------------------
 
 
 def matrices_by_loop(net: Any, xs: Any) -> dict[str, np.ndarray]:
@@ -150,9 +144,6 @@ def pulled(weight: Any, rows: Any, shape: tuple[int, int, int]) -> Any:
     size = (rows.shape[0] * rows.shape[1], *shape)
     back = torch.nn.grad.conv2d_input(size, weight, rows.flatten(0, 1))
     return back.reshape(*rows.shape[:2], *shape)
-
-
-# --- walks -------------------------------------------------------------------------------------
 
 
 def walk_by_loop(
@@ -217,9 +208,6 @@ def walk_by_func(
     return torch.stack(points)
 
 
-# --- weights -----------------------------------------------------------------------------------
-
-
 def fisher_product(net: Any, xs: Any, v: dict[str, Any]) -> dict[str, Any]:
     """Return the mean over xs of F(x, w) v: one jvp, one vjp."""
     weights = dict(net.named_parameters())
@@ -256,9 +244,6 @@ def labels(ys: Any) -> Any:
 def weights_of(model: Any) -> dict[str, Any]:
     """Return a network's weights, or whatever has its shapes, by their names in PyTorch."""
     return dict(network(model).named_parameters())
-
-
-# --- EfficientNet-Lite0 ------------------------------------------------------------------------
 
 
 def original_efficientnet() -> Any:

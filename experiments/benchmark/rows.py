@@ -45,9 +45,6 @@ _CHUNK = 27  # rows of EfficientNet's factor at a time
 _MATRICES = "trace + rank + spectrum"
 
 
-# --- G of a batch ------------------------------------------------------------------------------
-
-
 def batch_row(bench: Bench, stock: bool = False) -> Row:
     """Make trace, rank and spectrum of a batch in memory."""
     xs, model = bench.images(bench.sizes.images), bench.stock if stock else bench.model
@@ -155,9 +152,6 @@ def sweep_row(bench: Bench) -> Row:
         lambda found: same_matrices(bench.reference, {FOLIAX: found[FOLIAX]}),
         rounds=bench.sizes.long_rounds,
     )
-
-
-# --- weights -----------------------------------------------------------------------------------
 
 
 def _parts(model: nnx.Module) -> tuple[Any, Any, Any]:
@@ -270,9 +264,6 @@ def tracking_row(bench: Bench) -> Row:
     )  # fmt: skip
     title = f"training, {sizes.reference} images tracked {_TRACKED} times in {_EPOCH} steps"
     return Row(title, "step or tracking", contenders, [ratio], same, rounds=sizes.long_rounds)
-
-
-# --- EfficientNet-Lite0 ------------------------------------------------------------------------
 
 
 def efficientnet_row(bench: Bench) -> Row:

@@ -37,9 +37,6 @@ class Disagreement(Exception):
     """Two implementations of the same thing differ: their times are not worth comparing."""
 
 
-# --- what runs ---------------------------------------------------------------------------------
-
-
 @dataclass
 class Contender:
     """A program of a row."""
@@ -103,9 +100,6 @@ def take_turns(
         if tick is not None:
             tick()
     return {name: np.array(seconds) for name, seconds in times.items()}
-
-
-# --- what is compared --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -211,9 +205,6 @@ def measure(name: str, row: Row, rounds: int, seed: int, tick: Any = None) -> di
     }
 
 
-# --- agreement ---------------------------------------------------------------------------------
-
-
 def within(value: Any, bound: float, what: str) -> float:
     """Return the number, or refuse one above the bound."""
     if not value <= bound:  # NaN is refused too
@@ -229,9 +220,6 @@ def median_error(ours: Any, theirs: Any) -> float:
     ours, theirs = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (ours, theirs))
     size = np.linalg.norm(theirs, axis=1)
     return float(np.median(np.linalg.norm(ours - theirs, axis=1) / np.where(size > 0, size, 1)))
-
-
-# --- tables ------------------------------------------------------------------------------------
 
 
 def tables(rows: Mapping[str, Any]) -> list[str]:

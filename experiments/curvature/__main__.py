@@ -106,9 +106,6 @@ def _along(model: Any, data: Any, xs: Any, command: Command) -> dict[str, Any]:
     return measures.along_paths(model, path, _ROWS) | {"stalled": stalled}
 
 
-# --- the report --------------------------------------------------------------------------------
-
-
 def _intrinsic(given: Any, lower: Any, routes: Any, labels: np.ndarray) -> dict[str, Any]:
     numbers = {
         "routes": {name: measures.route_numbers(found) for name, found in routes.items()},
@@ -222,9 +219,6 @@ def _say_extrinsic(numbers: dict[str, Any]) -> str:
         f"{along['num_paths']} walks it ends at {along['end_over_start']['median']:.2f} of that at "
         f"the start (median)."
     )
-
-
-# --- the picture -------------------------------------------------------------------------------
 
 
 def _draw(full: Any, lower: Any, bent: Any, labels: Any, along: Any, names: Any, out: Path) -> None:

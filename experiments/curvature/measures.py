@@ -104,9 +104,6 @@ def trained(dataset: Any, sizes: tuple[int, ...], *, epochs: int, seed: int) -> 
     return zoo.train(model, dataset, config)[0]
 
 
-# --- numbers -----------------------------------------------------------------------------------
-
-
 def intrinsic_numbers(found: Intrinsic, labels: np.ndarray) -> dict[str, Any]:
     """Return the statistics of a population of images."""
     full = found.dimension == found.probabilities.shape[1] - 1

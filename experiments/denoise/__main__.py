@@ -13,12 +13,12 @@ picture of images for each noise, curves, `results.json`, `paths.json` (every si
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.tree_util import Partial
 from tqdm import tqdm
 
@@ -33,9 +33,8 @@ from experiments.denoise.leaf import (
 )
 from experiments.harness import command as command_line
 from experiments.harness.classifier import independent
-from experiments.harness.command import Count, Found
+from experiments.harness.command import Count, Found, perform, script
 from experiments.harness.networks import Loaded
-from experiments.harness.run import running
 from foliax.apps.denoise import choose
 
 _TRACED = 256  # training images of the mean trace
@@ -190,7 +189,7 @@ class Study:
         """Return what the leaves of a network make of the test images, in pixels."""
         flow = self.command.flow()
         found, chosen_and_ended = with_leaf(model, case, flow)
-        k = chosen_and_ended["chosen"]["feet_mean"]["k"]
+        k = chosen_and_ended["chosen"]["closest_mean"]["k"]
         for by in ("class", "feature") if self.command.choosers else ():
             options = {"by": by, "model": model, "labels": self.labels, "block": 1}
             places = choose(case.test.noisy, self.pool, k, **options)
@@ -221,13 +220,6 @@ class Study:
         )
 
 
-def main() -> None:
-    """Run from the command line, and print the tables."""
-    command = tyro.cli(Command, prog="python -m experiments.denoise", description=__doc__)
-    with running("denoise", command.out, devices=command.devices):
-        command_line.perform(command, measure_command, title="Denoising by data leaves")
-    print((command.out / "report.md").read_text(encoding="utf-8"))
-
-
 if __name__ == "__main__":
-    main()
+    run = partial(perform, measure=measure_command, title="Denoising by data leaves")
+    script(Command, run, name="denoise", description=__doc__)

@@ -94,27 +94,27 @@ def with_leaf(
     projected = [project(model, images, **flow) for images in (case.tuning, case.test)]
     counts, shares = case.counts(), (0.0, *_SHARES)
     grids = {
-        "foot": [{"k": 1}],
-        "foot_best": [{"by": "best"}],
-        "feet_mean": [{"k": k} for k in counts],
-        "feet_weighted": case.widths(),
-        "feet_stein": [{"k": k, "noise": case.level} for k in counts],
-        "feet_part": [{"k": k, "along": a} for k, a in product(counts, _SHARES)],
-        "feet_blended": [{"k": k, "across": w} for k, w in product(counts, shares)],
-        "feet_apart": [
+        "closest": [{"k": 1}],
+        "closest_best": [{"by": "best"}],
+        "closest_mean": [{"k": k} for k in counts],
+        "closest_weighted": case.widths(),
+        "closest_stein": [{"k": k, "noise": case.level} for k in counts],
+        "closest_part": [{"k": k, "along": a} for k, a in product(counts, _SHARES)],
+        "closest_blended": [{"k": k, "across": w} for k, w in product(counts, shares)],
+        "closest_apart": [
             {"k": k, "along": a, "across": w} for k, a, w in product(counts, (*shares, 1.0), shares)
         ],
     }
     found, chosen = {}, {}
     for name, grid in grids.items():
         found[name], chosen[name] = case.tuned(projected, grid)
-    k = chosen["feet_mean"]["k"]
+    k = chosen["closest_mean"]["k"]
     some = case.test._replace(references=case.test.references[:, :k])
     early = project(model, some, level=case.level * np.sqrt(some.noisy[0].size), **flow)
-    found["feet_discrepancy"] = case.pixels(_combined(some, early))
+    found["closest_discrepancy"] = case.pixels(_combined(some, early))
     mean = some.references.mean(axis=1)
     found["kernel_exchanged"] = case.pixels(_exchanged(model, some.noisy, mean))
-    ended = {"feet": endings(projected[1]), "discrepancy": endings(early)}
+    ended = {"closest": endings(projected[1]), "discrepancy": endings(early)}
     return found, {"chosen": chosen, "ended": ended}
 
 
@@ -126,7 +126,7 @@ def by_other_references(
     projected = project(model, images, **flow)
     return {
         f"{kind}_{name}": case.pixels(_combined(images, projected, along=along))
-        for kind, along in (("nearest", 0.0), ("feet", 1.0))
+        for kind, along in (("nearest", 0.0), ("closest", 1.0))
     }
 
 

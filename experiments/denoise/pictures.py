@@ -18,11 +18,11 @@ _CURVES = {
     "total variation (Chambolle)": "TV",
     "PCA of the training set": "PCA",
     "nearest_mean": "k nearest",
-    "foot": "closest",
-    "feet_mean": "k closest",
-    "feet_apart": "shares apart",
+    "closest": "closest",
+    "closest_mean": "k closest",
+    "closest_apart": "shares apart",
 }
-_ROWS = (*list(_CURVES)[:-1], "feet_part", "feet_apart")
+_ROWS = (*list(_CURVES)[:-1], "closest_part", "closest_apart")
 
 
 def draw(out: Path, measured: Measured, images: Mapping[str, Any], shown: str) -> None:

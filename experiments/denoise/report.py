@@ -15,20 +15,20 @@ from experiments.harness.report import FAILS, HOLDS, IN_PART, section
 
 MEASURES = ("psnr", "ssim", "classified_right")
 LEAF = {
-    "foot": "closest point on the leaf of the nearest training image",
-    "foot_best": "nearest of the closest points",
-    "feet_mean": "mean of k closest points",
-    "feet_weighted": "weighted mean of the closest points",
-    "feet_discrepancy": "mean of k closest points, stopped by the discrepancy",
-    "feet_stein": "mean of k closest points, drawn back (James-Stein)",
-    "feet_part": "mean of k closest points, part of the way",
-    "feet_blended": "mean of k closest points, blended with the input",
-    "feet_apart": "shares on and off the leaf tuned apart",
+    "closest": "closest point on the leaf of the nearest training image",
+    "closest_best": "nearest of the closest points",
+    "closest_mean": "mean of k closest points",
+    "closest_weighted": "weighted mean of the closest points",
+    "closest_discrepancy": "mean of k closest points, stopped by the discrepancy",
+    "closest_stein": "mean of k closest points, drawn back (James-Stein)",
+    "closest_part": "mean of k closest points, part of the way",
+    "closest_blended": "mean of k closest points, blended with the input",
+    "closest_apart": "shares on and off the leaf tuned apart",
     "kernel_exchanged": "leaf component of the input, kernel of the references",
     "nearest_class": "mean of k nearest of the predicted class, no leaf",
-    "feet_class": "mean of k closest points, references of the predicted class",
+    "closest_class": "mean of k closest points, references of the predicted class",
     "nearest_feature": "mean of k nearest by logits, no leaf",
-    "feet_feature": "mean of k closest points, references nearest by logits",
+    "closest_feature": "mean of k closest points, references nearest by logits",
 }
 _ALONE = {
     "nearest": "nearest training image",
@@ -38,17 +38,17 @@ _ALONE = {
 }
 CONTROL = "plane"  # random planes in place of leaves
 _GAINS = {
-    "foot_over_noisy": ("foot", "noisy input"),
-    "foot_over_reference": ("foot", "nearest"),
-    "feet_over_noisy": ("feet_mean", "noisy input"),
-    "feet_over_references": ("feet_mean", "nearest_mean"),
-    "part_over_references": ("feet_part", "nearest_mean"),
-    "apart_over_blend": ("feet_apart", "nearest_blended"),
+    "closest_over_noisy": ("closest", "noisy input"),
+    "closest_over_reference": ("closest", "nearest"),
+    "mean_over_noisy": ("closest_mean", "noisy input"),
+    "mean_over_references": ("closest_mean", "nearest_mean"),
+    "part_over_references": ("closest_part", "nearest_mean"),
+    "apart_over_blend": ("closest_apart", "nearest_blended"),
 }
 _COLUMNS = {
     "test_accuracy": "accuracy",
     "mean_trace": "mean trace",
-    "feet_mean": "PSNR, mean of k closest points",
+    "closest_mean": "PSNR, mean of k closest points",
     "weak.mean": "over references, weakest noises (dB)",
     "weak.error": "±",
     "over_references.mean": "over references, all (dB)",
@@ -107,9 +107,6 @@ def _signed(gain: Mapping[str, float]) -> str:
     return f"{gain['mean']:+.2f} ± {gain['error']:.2f} dB"
 
 
-# --- one noise ---------------------------------------------------------------------------------
-
-
 def _noise_section(measured: Measured, noise: str, shown: str) -> dict[str, Any]:
     strengths = list(measured[noise])
     records = {f"s{i}": record for i, record in enumerate(measured[noise].values())}
@@ -149,7 +146,7 @@ def _gains(record: Mapping[str, Any], network: str) -> dict[str, Any]:
     """Return by how much PSNR one way is better than another, image by image."""
     found, planes = methods(record, network), methods(record, CONTROL)
     gains = {name: paired(found[a]["psnr"], found[b]["psnr"]) for name, (a, b) in _GAINS.items()}
-    random = paired(planes["feet_mean"]["psnr"], planes["nearest_mean"]["psnr"])
+    random = paired(planes["closest_mean"]["psnr"], planes["nearest_mean"]["psnr"])
     return gains | {"random_over_references": random}
 
 
@@ -157,21 +154,18 @@ def _noise_verdict(numbers: Mapping[str, Any]) -> tuple[str, str]:
     better, parts = [], []
     for s, strength in numbers["strength"].items():
         gain = numbers["gain"][s]
-        better.append(_clear(gain["feet_over_noisy"]) and _clear(gain["feet_over_references"]))
+        better.append(_clear(gain["mean_over_noisy"]) and _clear(gain["mean_over_references"]))
         parts.append(
-            f"At {strength:g}: {_signed(gain['feet_over_noisy'])} over the input, "
-            f"{_signed(gain['feet_over_references'])} over the references "
+            f"At {strength:g}: {_signed(gain['mean_over_noisy'])} over the input, "
+            f"{_signed(gain['mean_over_references'])} over the references "
             f"({_signed(gain['random_over_references'])} with random planes); shares tuned apart "
             f"over a blend without a leaf {_signed(gain['apart_over_blend'])}."
         )
-    told = (
+    text = (
         f"The mean of k closest points is better than both the input and its references, by more "
         f"than two standard errors, at {sum(better)} of {len(better)} strengths. {' '.join(parts)}"
     )
-    return (HOLDS if all(better) else IN_PART if any(better) else FAILS), told
-
-
-# --- networks ----------------------------------------------------------------------------------
+    return (HOLDS if all(better) else IN_PART if any(better) else FAILS), text
 
 
 def _training_section(
@@ -182,8 +176,8 @@ def _training_section(
         name: {
             "mean_trace": traces.get(name),
             "test_accuracy": None if name == CONTROL else setting(loaded)["test_accuracy"],
-            "feet_mean": _mean(measured, name, "feet_mean").mean(),
-            "classified_right": _mean(measured, name, "feet_mean", "classified_right").mean(),
+            "closest_mean": _mean(measured, name, "closest_mean").mean(),
+            "classified_right": _mean(measured, name, "closest_mean", "classified_right").mean(),
         }
         | {key: paired(values, 0) for key, values in gains[name].items()}
         for name, loaded in networks.items()
@@ -222,10 +216,10 @@ def _gains_of_images(measured: Measured, network: str) -> dict[str, np.ndarray]:
         return a - b
 
     return {
-        "weak": gain("feet_mean", "nearest_mean", weakest=True),
-        "over_references": gain("feet_mean", "nearest_mean"),
-        "part": gain("feet_part", "nearest_mean"),
-        "over_blend": gain("feet_apart", "nearest_blended"),
+        "weak": gain("closest_mean", "nearest_mean", weakest=True),
+        "over_references": gain("closest_mean", "nearest_mean"),
+        "part": gain("closest_part", "nearest_mean"),
+        "over_blend": gain("closest_apart", "nearest_blended"),
     }
 
 
@@ -256,7 +250,7 @@ def training_verdict(
         of_best, of_planes = (_signed(paired(gains[name][key], 0)) for name in (best, CONTROL))
         where = f" at epoch {best[1:]}, the best" if len(traces) > 1 else ""
         parts.append(f"{words}: {of_best}{where}; with random planes {of_planes}")
-    told = f"Gain over the references {', '.join(parts)}."
+    text = f"Gain over the references {', '.join(parts)}."
     if len(traces) > 1:
-        told += f" The mean trace is largest at epoch {peak[1:]}, {traces[peak]:.3g}."
-    return (HOLDS if all(agreed) else FAILS if all(against) else IN_PART), told
+        text += f" The mean trace is largest at epoch {peak[1:]}, {traces[peak]:.3g}."
+    return (HOLDS if all(agreed) else FAILS if all(against) else IN_PART), text

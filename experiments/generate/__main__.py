@@ -79,15 +79,12 @@ def run(
         "best": best,
         "peak": peak,
     }
-    pictures = [_draw(dataset, task, made[best], out / "generate.png", best)]
-    if len(models) > 1:
-        pictures.append(_draw_epochs(networks, out / "generate_epochs.png"))
     return section(
         title="New images of the same label",
         claim="The data leaf can be used to generate new images with the same label.",
         verdict=_verdict(numbers),
         numbers=numbers,
-        pictures=pictures,
+        pictures=[_draw(dataset, task, made[best], out / "generate.png", best)],
         columns=("", *_MEASURES),
         rows=[
             (
@@ -149,9 +146,6 @@ def _of_epochs(numbers: Mapping[str, Any]) -> str:
     return f"The gain over white noise, in points of label agreement, is {listed}{nearest}. "
 
 
-# --- pictures ----------------------------------------------------------------------------------
-
-
 def _draw(dataset: Any, task: Any, made: Mapping[str, Any], file: Path, name: str) -> tuple:
     """Draw a row a method: a start and a sample of it, for one start of each class."""
     shown = [int(np.flatnonzero(task.labels == c)[0]) for c in np.unique(task.labels)][:9]
@@ -168,27 +162,6 @@ def _draw(dataset: Any, task: Any, made: Mapping[str, Any], file: Path, name: st
         f"A test image of each class and one sample of it by each method, clipped to the pixel "
         f"range; network {name}.",
     )
-
-
-def _draw_epochs(networks: Mapping[str, Any], file: Path) -> tuple[str, str]:
-    names = tuple(networks)
-    at = np.arange(len(names))
-
-    def curve(method: str) -> viz.Curve:
-        values = [found["methods"][method]["agreement"] for found in networks.values()]
-        return viz.Curve(LABELS[method], at, values, reference=method == "real")
-
-    trace = viz.Curve("trace", at, [found["trace"] for found in networks.values()])
-    methods = [curve(m) for m in ("leaf", "leaf_free", "kernel", "walk", "noise", "real")]
-    panels = [
-        viz.Panel("Label kept", "", "share of samples", methods, x_names=names),
-        viz.Panel("Trace of G at the starts", "", "mean trace", [trace], x_names=names),
-    ]
-    viz.curves(panels, file)
-    return file.name, "Labels kept by the classifier, and the mean trace of G, by epoch."
-
-
-# --- the command -------------------------------------------------------------------------------
 
 
 def measure_command(command: Command) -> commands.Found:

@@ -167,9 +167,6 @@ def _as_long(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     return vectors * ratio.reshape(-1, *(1,) * (vectors.ndim - 1)).astype(vectors.dtype)
 
 
-# --- measures ----------------------------------------------------------------------------------
-
-
 def measure(
     model: Any, dataset: Any, task: Task, made: Mapping[str, Made], classifier: Classifier
 ) -> dict[str, Any]:

@@ -80,9 +80,6 @@ class Config(Run):
         return data.sets(model, dataset, outside, seed=self.seed, **sizes)
 
 
-# --- one network -------------------------------------------------------------------------------
-
-
 def score(
     sets: data.Sets, config: Config, bar: Any, milliseconds: dict[str, float] | None = None
 ) -> measures.Parts:
@@ -137,9 +134,6 @@ def evaluated(parts: measures.Parts, config: Config) -> dict[str, Any]:
         "partner": measures.choose(gains, others),
         "chosen": measures.choose(gains, [name for name in names if tables.is_blind(name)]),
     }
-
-
-# --- several epochs ----------------------------------------------------------------------------
 
 
 def networks(config: Config) -> dict[str, Loaded]:

@@ -69,9 +69,6 @@ def sets(
     return Sets(model, dataset, dataset.train_x[rest], dataset.train_y[rest], images)
 
 
-# --- outliers ----------------------------------------------------------------------------------
-
-
 def outliers(dataset: Any, count: int, seed: int) -> dict[str, np.ndarray]:
     """Return at most so many outliers of every kind that fits the shape of the images."""
     mirrored, rotated = (classes.get(dataset.name) for classes in (_MIRRORED, _ROTATED))
@@ -155,9 +152,6 @@ def _synthetic(dataset: Any, held: np.ndarray, rng: np.random.Generator) -> np.n
     halves[:, :, width:] = np.roll(halves, 1, axis=0)[:, :, width:]
     noisy = noisy + rng.normal(0, _NOISE, noisy.shape)
     return _normalised(dataset, np.concatenate([quarters, halves, noisy]))
-
-
-# --- classes held out --------------------------------------------------------------------------
 
 
 def without(dataset: Any, classes: Sequence[int]) -> tuple[Any, np.ndarray]:

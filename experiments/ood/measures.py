@@ -43,9 +43,6 @@ def not_finite(parts: Parts) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-# --- one score ---------------------------------------------------------------------------------
-
-
 def measure(inside: np.ndarray, outliers: np.ndarray) -> dict[str, float]:
     """Return AUROC, AUPR (outliers positive) and FPR at 95 % TPR (test images positive)."""
     values = np.concatenate([inside, outliers])
@@ -86,9 +83,6 @@ def table(parts: Parts) -> dict[str, dict[str, dict[str, float]]]:
 def mean(rows: Mapping[str, Mapping[str, float]], key: str = "auroc") -> float:
     """Return the mean of a measure over the sets of outliers."""
     return float(np.mean([row[key] for out, row in rows.items() if out != "test"]))
-
-
-# --- combinations ------------------------------------------------------------------------------
 
 
 class Combined(NamedTuple):

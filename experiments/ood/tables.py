@@ -142,9 +142,6 @@ def training_table(results: Mapping[str, Any]) -> str:
     return markdown_table([*lines, ["gain of the chosen score beside pixels", *gained]])
 
 
-# --- pictures ----------------------------------------------------------------------------------
-
-
 def examples(sets: Any, parts: measures.Parts, name: str, path: Path) -> None:
     """Draw test images and outliers that the chosen score finds least and most far out."""
     images, captions, labels = [], [], []

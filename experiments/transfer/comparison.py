@@ -115,9 +115,6 @@ def retrained(function: Any, labelled: Labelled, *, seed: int) -> float:
     return float(np.mean(right))
 
 
-# --- compared ----------------------------------------------------------------------------------
-
-
 def compare(found: Mapping[str, Measured]) -> dict[str, Any]:
     """Return the numbers of every set, and how distances and accuracies are ordered."""
     own = found[OWN]

@@ -77,9 +77,6 @@ def _drawn(dataset: Any, wanted: Wanted) -> list[np.ndarray]:
     return parts
 
 
-# --- changed -----------------------------------------------------------------------------------
-
-
 def versions(
     model: Any, dataset: Any, known: Labelled, wanted: Wanted, against: tuple[Any, Any]
 ) -> dict[str, Labelled]:
@@ -162,9 +159,6 @@ def _attacked(model: Any, xs: Any, labels: Any, length: Any) -> jax.Array:
         return x - length * slope / jnp.where(size > 0, size, 1)
 
     return jax.vmap(one)(jnp.asarray(xs), jnp.asarray(labels)).astype(xs.dtype)
-
-
-# --- others ------------------------------------------------------------------------------------
 
 
 def foreign(

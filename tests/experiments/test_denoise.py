@@ -71,15 +71,15 @@ def test_every_image_is_kept_and_the_table_holds_their_means(smoke):
     assert (first["noise"], first["strength"]) == ("gaussian", 0.1)
     numbers = results["claims"]["S9-gaussian"]["numbers"]
     both = first["methods"] | first["leaves"]["e2"]
-    for key, method in (("feet_mean", "feet_mean"), ("noisy_input", "noisy input")):
+    for key, method in (("closest_mean", "closest_mean"), ("noisy_input", "noisy input")):
         for measure in ("psnr", "ssim", "classified_right"):
             mean = np.mean(both[method][measure])
             assert len(both[method][measure]) == 6
             assert mean == pytest.approx(numbers["method"][key]["s0"][measure], rel=1e-5)
     # 0.1 of the pixel range, in units of its deviation, 0.376
     assert numbers["noise"]["s0"] == pytest.approx(0.1 / 0.376, rel=0.1)
-    assert numbers["gain"]["s0"]["foot_over_reference"]["mean"] == pytest.approx(
-        numbers["method"]["foot"]["s0"]["psnr"] - numbers["method"]["nearest"]["s0"]["psnr"],
+    assert numbers["gain"]["s0"]["closest_over_reference"]["mean"] == pytest.approx(
+        numbers["method"]["closest"]["s0"]["psnr"] - numbers["method"]["nearest"]["s0"]["psnr"],
         abs=1e-4,
     )
 
@@ -90,8 +90,8 @@ def test_shares_that_make_two_ways_one_give_one_result(smoke):
     methods = smoke[1]["claims"]["S9-salt"]["numbers"]["method"]
     assert methods["nearest"]["s0"]["psnr"] <= 60
     chosen = smoke[1]["claims"]["S9-salt"]["numbers"]["leaf"]["s0"]["chosen"]
-    assert set(chosen["feet_apart"]) == {"k", "along", "across"}
-    assert chosen["feet_mean"]["k"] in (1, 2)
+    assert set(chosen["closest_apart"]) == {"k", "along", "across"}
+    assert chosen["closest_mean"]["k"] in (1, 2)
 
 
 @pytest.mark.slow
@@ -124,9 +124,9 @@ def test_the_verdict_on_training_follows_the_numbers(networks, outcome):
         for name, (weak, part, *_) in (networks | {"plane": (0.0, 0.0)}).items()
     }
     traces = {name: numbers[-1] for name, numbers in networks.items()}
-    found, told = training_verdict(gains, traces)
+    found, text = training_verdict(gains, traces)
     assert found == outcome
-    assert ("epoch 1" in told) == (len(networks) > 1)
+    assert ("epoch 1" in text) == (len(networks) > 1)
 
 
 def test_measures_are_those_of_the_library(pixels):
