@@ -18,8 +18,14 @@ from typing import Literal
 
 from experiments import data_leaf
 from experiments.harness import command
-from experiments.harness.networks import Loaded, build, check_one_network, load
-from experiments.harness.photographs import QUICK, photographs, renormalised
+from experiments.harness.networks import (
+    QUICK_PHOTOGRAPHS,
+    Loaded,
+    build,
+    check_one_network,
+    load,
+    renormalised,
+)
 from experiments.harness.study import Study, WalkCommand
 from foliax import zoo
 from foliax.zoo.data.names import CIFAR10
@@ -58,7 +64,7 @@ class Command(WalkCommand):
 def _with_weights(options: Command, weights: Path) -> Loaded:
     """Return weights for CIFAR-10, and its images where they are at hand, else photographs."""
     if options.dataset in (None, "photographs"):
-        data = photographs(seed=options.seed, papers=True)
+        data = zoo.load_photographs(seed=options.seed, papers=True)
         # The labels of the cuts are those of photographs, which this network does not know.
         data = replace(data, num_classes=len(CIFAR10), class_names=CIFAR10)
     else:
@@ -69,7 +75,7 @@ def _with_weights(options: Command, weights: Path) -> Loaded:
 
 def _trained(options: Command) -> Loaded:
     """Train on photographs, or take what an earlier run has trained."""
-    data = photographs(seed=options.seed, **QUICK if options.quick else {})
+    data = zoo.load_photographs(seed=options.seed, **QUICK_PHOTOGRAPHS if options.quick else {})
     settings = zoo.TrainConfig(
         epochs=1 if options.quick else options.epochs, learning_rate=1e-3, optimizer="adam",
         batch_size=20, seed=options.seed, track_per_epoch=0,

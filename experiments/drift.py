@@ -14,7 +14,7 @@ those of rejected steps.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,12 +54,6 @@ class Config(Run):
     # The images are cut into so many parts; schemes take turns on each, and the median of the
     # ratios of times is reported, as other work on the machine comes and goes.
     rounds: int = 4
-
-    def effective(self) -> "Config":
-        """Return what is run: itself, or a smaller one."""
-        if not self.quick:
-            return self
-        return replace(self, images=min(self.images, 4), steps=min(self.steps, 200), rounds=2)
 
 
 class Method(NamedTuple):
@@ -213,7 +207,7 @@ def toward(model: Any, xs: np.ndarray, config: Config, stages: Stages) -> dict[s
 
 def run(config: Config) -> dict[str, Any]:
     """Measure, write `results.json`, `run.json`, the tables and the picture."""
-    config = config.effective()
+    config = config.at_most(images=4, steps=200, rounds=2)
     if not 1 <= config.rounds <= config.images:
         raise ValueError(
             f"images must be at least rounds, got images={config.images}, rounds={config.rounds}"

@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 import foliax
 from experiments.harness import command
-from experiments.harness.networks import Loaded, load
+from experiments.harness.networks import Loaded, load, obtain
 from experiments.harness.pictures import quartile_curve
 from experiments.harness.populations import quartiles
 from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
-from experiments.harness.training import obtain
 from foliax import viz, zoo
 
 _FALL = 0.9  # final over peak mean trace below which the trace has fallen

@@ -26,17 +26,11 @@ from jax import lax
 
 import foliax
 from experiments import foliations
-from experiments.foliations import (
-    changes,
-    contrasts,
-    follow,
-    lattice,
-    singular_points,
-    spaced,
-)
+from experiments.foliations import changes, contrasts, follow, singular_points
 from experiments.harness.command import script
 from experiments.harness.populations import quartiles
 from foliax.viz.plane import Family, Plane, plane, tinted
+from foliax.viz.spacing import lattice, spaced
 from foliax.viz.style import INK
 
 NETWORKS = {"xor": (2, 8, 2), "circles": (2, 16, 3)}

@@ -29,18 +29,11 @@ from skimage.measure import marching_cubes
 
 import foliax
 from experiments import foliations
-from experiments.foliations import (
-    apart,
-    changes,
-    contrasts,
-    follow,
-    lattice,
-    singular_points,
-    spaced,
-)
+from experiments.foliations import changes, contrasts, follow, singular_points
 from experiments.harness.command import script
 from experiments.harness.populations import quartiles
 from foliax.viz.space import Sheet, Space, Strands, space
+from foliax.viz.spacing import apart, lattice, spaced
 from foliax.viz.style import INK, PALETTE
 
 NETWORKS = {"xor": (3, 16, 2), "circles": (3, 16, 3)}

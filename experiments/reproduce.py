@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level, rank_table
 from experiments.harness import command
+from experiments.harness.networks import Trained, obtain
 from experiments.harness.report import write_results
 from experiments.harness.run import Stages
 from experiments.harness.study import Sizes, Study
-from experiments.harness.training import Trained, obtain
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,12 @@ from typing import Any
 import jax
 
 from experiments.benchmark import peers
-from experiments.benchmark.bench import Bench, Sizes
+from experiments.benchmark.bench import CHUNK, Bench, Sizes
 from experiments.benchmark.nets import obtain
 from experiments.benchmark.rows import ROWS, SLOW, Name
 from experiments.benchmark.timing import Disagreement, Skipped, measure, tables
 from experiments.harness.command import script
-from experiments.harness.files import write_json
-from experiments.harness.report import write_numbers
+from experiments.harness.report import write_json, write_numbers
 from experiments.harness.run import Stages
 
 _CPU_BLOCK, _GPU_BLOCK = 4, 64  # images at a time: what fits the caches; what fills the device
@@ -95,7 +94,7 @@ def run(config: Config) -> dict[str, Any]:
         "block": block,
         "sizes": asdict(sizes),
         "forward_seconds_by_batch": vars(bench).get("forward_seconds"),
-        "func_chunk": vars(bench).get("chunk"),
+        "func_chunk": CHUNK,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "rows": rows,
     }

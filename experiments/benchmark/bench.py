@@ -12,7 +12,7 @@ from experiments.benchmark.timing import FORWARD, FUNC, LOOP, Contender, compile
 from experiments.harness.networks import Loaded
 
 _BATCHES = (1, 16, 64, 256)  # a forward is timed at the fastest of these
-_CHUNKS = (4, 16, 64)  # and `torch.func` at the fastest of these
+CHUNK = 16  # images at a time of `torch.func`, about the fastest
 _SIDE, _PRODUCTS = 1024, 15  # of the matrices whose product is timed, and how often it is
 
 
@@ -129,29 +129,18 @@ class Bench:
         """Trace, rank and spectrum of the batch, in float64."""
         return nets.plain(self.stock, self.images(self.sizes.images))
 
-    def _func(self, chunk: int) -> list[Contender]:
-        xs = self.images(self.sizes.images)
-        run = lambda: partial(peers.matrices_by_func, self.net, peers.tensor(xs), chunk)  # noqa: E731
-        return self.theirs(FUNC, len(xs), run)
-
-    @cached_property
-    def chunk(self) -> int | None:
-        """The fastest number of images at a time for `torch.func`; None without PyTorch."""
-        found = {}
-        for chunk in _CHUNKS:
-            for one in self._func(chunk):
-                one.first()
-                found[chunk] = min(one.seconds() for _ in range(2))
-        return min(found, key=found.__getitem__, default=None)
-
     @cached_property
     def batch_peers(self) -> list[Contender]:
         """P1 and P2 of trace, rank and spectrum; none without PyTorch."""
-        if self.chunk is None:
-            return []
-        few = peers.tensor(self.images(self.sizes.looped))
-        loop = partial(peers.matrices_by_loop, self.net, few)
-        return [*self.theirs(LOOP, len(few), lambda: loop), *self._func(self.chunk)]
+        xs, few = (self.images(n) for n in (self.sizes.images, self.sizes.looped))
+
+        def batch() -> Callable:
+            return partial(peers.matrices_by_func, self.net, peers.tensor(xs), CHUNK)
+
+        def loop() -> Callable:
+            return partial(peers.matrices_by_loop, self.net, peers.tensor(few))
+
+        return [*self.theirs(LOOP, len(few), loop), *self.theirs(FUNC, len(xs), batch)]
 
 
 def _squared(a: np.ndarray) -> Callable[[], Any]:

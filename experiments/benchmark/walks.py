@@ -9,7 +9,7 @@ import numpy as np
 
 import foliax
 from experiments.benchmark import nets, peers
-from experiments.benchmark.bench import Bench
+from experiments.benchmark.bench import CHUNK, Bench
 from experiments.benchmark.timing import (
     FOLIAX,
     FORWARD,
@@ -143,7 +143,7 @@ def papers_trip(bench: Bench, count: int, along: str = "leaf") -> Trip:
         steps, many = sizes.many_steps, sizes.peer_many_steps
     return Trip(
         bench.model, bench.subject.dataset.box, xs, goals, steps, (sizes.peer_steps, many),
-        block=bench.block, chunk=bench.chunk if count > 1 else None, every=min(_EVERY, steps),
+        block=bench.block, chunk=CHUNK if count > 1 else None, every=min(_EVERY, steps),
         along=along,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ Writes `curvature.png`, `results.json`, `paths.json`, `run.json` and `report.htm
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,7 @@ class Command(commands.Command):
 
 def measure_command(command: Command) -> commands.Found:
     """Measure on the network given and on the two smooth ones."""
-    if command.quick:
-        command = replace(command, epochs=min(command.epochs, 2), steps=min(command.steps, 20))
+    command = command.at_most(epochs=2, steps=20)
     loaded = command.load()
     model, data = loaded.model, loaded.dataset
     places = command.starts(len(data.test_x))

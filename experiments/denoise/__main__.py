@@ -22,7 +22,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
-from experiments.denoise import classical, pictures, report
+from experiments.denoise import classical, report
 from experiments.denoise.leaf import (
     Case,
     Images,
@@ -68,9 +68,7 @@ class Command(command_line.Command):
 
 def measure_command(command: Command) -> Found:
     """Denoise the images of a command by every network it names."""
-    if command.quick:
-        small = {name: min(most, getattr(command, name)) for name, most in _QUICK.items()}
-        command = replace(command, **small)
+    command = command.at_most(**_QUICK)
     networks = _networks(command)
     dataset = next(iter(networks.values())).dataset
     study = Study(command, dataset)
@@ -85,11 +83,11 @@ def measure_command(command: Command) -> Found:
             strengths = getattr(command, noise)
             for strength in strengths:
                 records[strength], made = study.record(noise, strength, networks, shown, bar)
-                if strength == pictures.middle(strengths):
+                if strength == report.middle(strengths):
                     images[noise] = made
     measured = {noise: records for noise, records in measured.items() if records}
     sections = report.sections(measured, networks, traces, shown)
-    pictures.draw(command.out, measured, images, shown)
+    report.draw(command.out, measured, images, shown)
     every_image = {
         "test_image": study.places,
         "measured": [

@@ -30,11 +30,10 @@ from experiments.generate import samples
 from experiments.generate.samples import LABELS, Command
 from experiments.harness import command as commands
 from experiments.harness.classifier import Classifier, independent
-from experiments.harness.networks import Loaded, load
+from experiments.harness.networks import Loaded, load, obtain
 from experiments.harness.noise import SAME
 from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from experiments.harness.run import sweep
-from experiments.harness.training import obtain
 from foliax import viz, zoo
 
 _LESS = 0.05  # by which label agreement may be below that of the classifier on test images
@@ -57,7 +56,7 @@ def run(
 
     `peak` names the network nearest to the peak of the trace, where that is known.
     """
-    out, command = command.out, command.effective()
+    out, command = command.out, command.at_most(pairs=10, steps=20)
     task = samples.prepare(dataset, command)
     networks, made = {}, {}
     for name, model in models.items():

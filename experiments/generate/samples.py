@@ -1,7 +1,7 @@
 """Samples of a class by several methods, and what is measured of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,10 +51,6 @@ class Command(command.Command):
     def walk_steps(self) -> int:
         """Return the steps of a walk, at most."""
         return 40 if self.quick else 4 * self.steps
-
-    def effective(self) -> "Command":
-        """Return what is run: itself, or a smaller one."""
-        return replace(self, pairs=min(10, self.pairs), steps=20) if self.quick else self
 
 
 class Task(NamedTuple):

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import tyro
 
-from experiments.harness.files import write_json
 from experiments.harness.networks import Loaded, load
-from experiments.harness.report import write_results
+from experiments.harness.report import write_json, write_results
 from experiments.harness.run import running
 from foliax import zoo
 
@@ -36,6 +35,12 @@ class Run:
     out: Path = Path("out")  # Output folder
     devices: int | None = None  # How many devices share the work; None for all that JAX finds
     quick: bool = False  # Few steps, to see that everything runs
+
+    def at_most(self, **largest: Any) -> Any:
+        """Return what is run: itself, or if quick with no setting above these."""
+        if not self.quick:
+            return self
+        return replace(self, **{k: min(most, getattr(self, k)) for k, most in largest.items()})
 
 
 @dataclass(frozen=True)

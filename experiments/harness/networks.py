@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 
-from experiments.harness import photographs
 from foliax import zoo
 from foliax.zoo import checkpoints
 from foliax.zoo.shipped import SHIPPED
 
+QUICK_PHOTOGRAPHS: dict[str, Any] = {"num_train": 140, "num_test": 70}  # for a quick look
 _SMALL = 100  # inputs of no more pixels go to a dense network
 
 
@@ -55,7 +57,7 @@ def load(
         name = shipped[dataset]
         return Loaded(zoo.load(name), data, f"{name}, as shipped")
     if data.shape[-1] == 3:
-        data = photographs.renormalised(data)
+        data = renormalised(data)
     return Loaded(zoo.load_torch(papers_network(data), weights), data, weights.name)
 
 
@@ -83,12 +85,30 @@ def _from_checkpoint(dataset: str | None, folder: Path, epoch: int | None) -> Lo
         raise ValueError(
             f"checkpoint must hold a training on {dataset}, got one on {trained_on} in {folder}"
         )
-    if trained_on == photographs.NAME:
-        data = photographs.photographs_of(training)
+    if trained_on == "photographs":
+        data = _photographs_of(training)
     else:
         data = zoo.load_dataset(trained_on)
     words = f"{in_words(stored.architecture)}, epoch {stored.epoch} of {training_name(folder)}"
     return Loaded(zoo.restore(folder, stored.epoch), data, words)
+
+
+def _photographs_of(training: Mapping[str, Any]) -> zoo.Dataset:
+    """Return the cuts that a network was trained on, given what its checkpoint says of it."""
+    for sizes in ({}, QUICK_PHOTOGRAPHS):
+        data = zoo.load_photographs(seed=training["seed"], **sizes)
+        if data.fingerprint() == training["dataset_hash"]:
+            return data
+    raise ValueError("checkpoint must hold a training on cuts of this version, got other cuts")
+
+
+def renormalised(dataset: zoo.Dataset) -> zoo.Dataset:
+    """Return the same images normalised as the papers' code does: pixels less 1/2, over 1/2."""
+    train_x, test_x = (
+        ((np.asarray(dataset.to_pixels(x)) - 0.5) / 0.5).astype(np.float32)
+        for x in (dataset.train_x, dataset.test_x)
+    )
+    return replace(dataset, train_x=train_x, test_x=test_x, mean=0.5, std=0.5)
 
 
 def training_name(folder: Path) -> str:
@@ -146,3 +166,47 @@ def papers_network(dataset: Any) -> Any:
     """Return the papers' network for inputs of this shape, untrained."""
     small, grey = math.prod(dataset.shape) <= _SMALL, dataset.shape[-1] == 1
     return build("mlp" if small else "cnn" if grey else "colour_cnn", dataset)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that is over."""
+
+    dataset: zoo.Dataset  # What it was trained on
+    history: zoo.History  # Its `foliax.zoo.History`
+    folder: Path  # Where its checkpoints are
+    epochs: tuple[int, ...]  # Epochs that have one, ascending
+    network: str  # The architecture in words
+    settings: dict[str, Any]  # What the training says of itself
+
+    def model(self, epoch: int) -> nnx.Module:
+        """Return the network as it was at the end of an epoch."""
+        return zoo.restore(self.folder, epoch)
+
+
+def obtain(
+    dataset: str, *, epochs: int, learning_rate: float, seed: int, out: Path, checkpoint: str
+) -> Trained:
+    """Return the training in the folder `checkpoint`, or with "auto" that in `out`.
+
+    The latter is made, or continued, if need be: a small dense network by plain SGD.
+
+    Raises:
+        ValueError: If the earlier training was on another data set.
+    """
+    data = zoo.load_dataset(dataset)
+    folder = out if checkpoint == "auto" else Path(checkpoint)
+    if checkpoint == "auto":
+        config = zoo.TrainConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
+        zoo.train(build("mlp", data, seed=seed), data, config, out=out)
+    there = tuple(e for e in zoo.epochs(folder) if checkpoint != "auto" or e <= epochs)
+    newest = checkpoints.read(folder, there[-1])
+    assert newest is not None  # an epoch asked for is read, or an error is raised
+    settings = newest.info["training"]
+    if settings["dataset_hash"] != data.fingerprint():
+        raise ValueError(
+            f"checkpoint must hold a training on {dataset}, got one on {settings['dataset']} "
+            f"in {folder}; give its --dataset"
+        )
+    history = zoo.History.from_dict(newest.info["history"])
+    return Trained(data, history, folder, there, in_words(newest.architecture), settings)

@@ -29,7 +29,7 @@ from experiments.harness.command import Run, script
 from experiments.harness.networks import Loaded, load, papers_network
 from experiments.harness.report import write_numbers
 from experiments.harness.run import keeping_nothing
-from experiments.ood import baselines, data, leaf, measures, tables
+from experiments.ood import baselines, leaf, measures, tables
 from foliax import zoo
 from foliax.zoo import checkpoints
 
@@ -74,14 +74,14 @@ class Config(Run):
             "every": bool(small), "feet": self.feet,
         }  # fmt: skip
 
-    def sets(self, model: Any, dataset: Any, outside: dict[str, np.ndarray]) -> data.Sets:
+    def sets(self, model: Any, dataset: Any, outside: dict[str, np.ndarray]) -> measures.Sets:
         """Draw the images that a network is tested on."""
         sizes = {"count": self.count, "calibration": self.calibration, "bank": self.bank}
-        return data.sets(model, dataset, outside, seed=self.seed, **sizes)
+        return measures.sets(model, dataset, outside, seed=self.seed, **sizes)
 
 
 def score(
-    sets: data.Sets, config: Config, bar: Any, milliseconds: dict[str, float] | None = None
+    sets: measures.Sets, config: Config, bar: Any, milliseconds: dict[str, float] | None = None
 ) -> measures.Parts:
     """Return every score of every image, and note in `milliseconds` what an image costs."""
     images, dataset = sets.images, sets.dataset
@@ -153,7 +153,7 @@ def train_without(
     Returns:
         The data without the classes, the test images of those, and the networks by epoch.
     """
-    rest, unseen = data.without(dataset, config.held_out or _HELD_OUT[dataset.name])
+    rest, unseen = dataset.without(config.held_out or _HELD_OUT[dataset.name])
     settings = zoo.TrainConfig(track_per_epoch=0, seed=config.seed)
     known = {field.name for field in fields(zoo.TrainConfig)} - {"track_per_epoch"}
     stored = _stored(config).get("training", {})
@@ -180,12 +180,10 @@ def run(config: Config) -> dict[str, Any]:
         FileNotFoundError: If the checkpoint or the data set is missing.
     """
     begun = time.perf_counter()
-    if config.quick:
-        small = {name: min(most, getattr(config, name)) for name, most in _QUICK.items()}
-        config = replace(config, **small)
+    config = config.at_most(**_QUICK)
     found = networks(config)
     dataset = next(iter(found.values())).dataset
-    outside = data.outliers(dataset, config.count, config.seed)
+    outside = zoo.outliers(dataset, config.count, config.seed)
     held_out = bool(config.held_out) or dataset.name in _HELD_OUT
     epochs: dict[str, Any] = {}
     milliseconds: dict[str, float] = {}
@@ -252,7 +250,7 @@ def _training(config: Config, epochs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _setting(config: Config, sets: data.Sets) -> dict[str, Any]:
+def _setting(config: Config, sets: measures.Sets) -> dict[str, Any]:
     names = ("calibration", "fixed", "many", "resamples", "seed", "quick")
     return {name: getattr(config, name) for name in names} | {
         "dataset": sets.dataset.name,
@@ -260,7 +258,7 @@ def _setting(config: Config, sets: data.Sets) -> dict[str, Any]:
         "test": len(sets.images["test"]),
         "outliers": {kind: len(sets.images[kind]) for kind in measures.outside(sets.images)},
         "feet": config.flow(sets.dataset.shape),
-        "means": data.MEANINGS,
+        "means": measures.MEANINGS,
     }
 
 

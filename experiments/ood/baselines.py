@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from scipy.special import log_softmax, logsumexp
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.neighbors import NearestNeighbors
@@ -30,26 +29,6 @@ NAMES = ("msp", "max_logit", "energy", "odin", "mahalanobis", "knn_features", "k
 TEMPERATURE = 1000.0
 STEPS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # of ODIN, in pixel units
 _BLOCK = 256
-
-
-def penultimate(model: Any) -> Any:
-    """Return the network without its last layer; the network itself where that is unknown."""
-    if isinstance(model, zoo.MLP) and len(model.layers) > 1:
-        copy = nnx.clone(model)
-        copy.layers[-1] = _identity(model.layers[-1])
-        return copy
-    if isinstance(model, zoo.CNN):
-        copy, last = nnx.clone(model), f"dense{len(model.hidden) + 1}"
-        setattr(copy, last, _identity(getattr(model, last)))
-        return copy
-    return model
-
-
-def _identity(layer: nnx.Linear) -> nnx.Linear:
-    """Return a layer that gives back the input of this one."""
-    same = nnx.Linear(layer.in_features, layer.in_features, use_bias=False, rngs=nnx.Rngs(0))
-    same.kernel[...] = jnp.eye(layer.in_features, dtype=same.kernel[...].dtype)
-    return same
 
 
 def fit(
@@ -67,7 +46,7 @@ def fit(
     Returns:
         What gives the scores of images by name, for each group that is computed together.
     """
-    network, step = penultimate(model), odin_step(model, held, std)
+    network, step = zoo.penultimate(model), odin_step(model, held, std)
     features = outputs(network, xs)
     means = np.stack([features[labels == label].mean(axis=0) for label in np.unique(labels)])
     centred = features - means[np.searchsorted(np.unique(labels), labels)]

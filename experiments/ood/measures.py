@@ -14,6 +14,47 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import auc, average_precision_score, roc_auc_score, roc_curve
 
 from foliax.apps import ood
+from foliax.zoo.data.outliers import OUTLIERS, synthetic_outliers
+
+MEANINGS = OUTLIERS | {
+    "held_out": "test images of classes that another network was trained without"
+}
+
+
+class Sets(NamedTuple):
+    """What one network is tested on."""
+
+    model: Any  # The network
+    dataset: Any  # Its data
+    bank_x: np.ndarray  # Training images that references, neighbours and class means come from
+    bank_y: np.ndarray  # Their labels
+    # By name: "held", training images apart from the bank, which calibrate; "synthetic",
+    # outliers made of these; "test"; and every kind of outliers.
+    images: dict[str, np.ndarray]
+
+
+def sets(
+    model: Any, dataset: Any, outside: dict[str, np.ndarray], *, count: int, calibration: int,
+    bank: int, seed: int,
+) -> Sets:  # fmt: skip
+    """Draw at most `count` test images, and the training images of the bank and apart from it.
+
+    Raises:
+        ValueError: If the training set is too small.
+    """
+    total = len(dataset.train_y)
+    if calibration >= total:
+        raise ValueError(
+            f"calibration must be below the {total} training images, got {calibration}"
+        )
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(total)
+    held, rest = dataset.train_x[order[:calibration]], order[calibration:][:bank]
+    test = dataset.test_x[rng.permutation(len(dataset.test_y))[:count]]
+    synthetic = synthetic_outliers(dataset, held, np.random.default_rng((seed, 100)))
+    images = {"held": held, "synthetic": synthetic, "test": test, **outside}
+    return Sets(model, dataset, dataset.train_x[rest], dataset.train_y[rest], images)
+
 
 Named = Mapping[str, np.ndarray]
 # By set of images, "held", "synthetic", "test" and the kinds of outliers: scores by name.

@@ -59,8 +59,6 @@ def report(results: Mapping[str, Any], milliseconds: Mapping[str, float]) -> str
         ]
     costs = [["scores", "ms an image"], *([k, f"{ms:.3g}"] for k, ms in milliseconds.items())]
     parts += [f"## Cost (epoch {list(epochs)[-1]})", markdown_table(costs)]
-    if len(epochs) > 1:
-        parts += ["## Degree of training", training_table(results)]
     return "\n\n".join(parts)
 
 
@@ -121,25 +119,6 @@ def gains_table(result: Mapping[str, Any]) -> str:
             f"{most} {sets[most]:+.3f}",
         ])  # fmt: skip
     return markdown_table(lines)
-
-
-def training_table(results: Mapping[str, Any]) -> str:
-    """Return accuracy, trace and mean AUROC by epoch, and where the training's trace peaks."""
-    epochs, peak = results["epochs"].values(), results["training"]["peak_epoch_of_training"]
-    lines = [
-        ["epoch", *results["epochs"]],
-        ["test accuracy", *(f"{each['accuracy']:.3f}" for each in epochs)],
-        [
-            "mean trace" + (f" (of the training, largest in epoch {peak})" if peak else ""),
-            *(f"{each['mean_trace']:.3g}" for each in epochs),
-        ],
-    ]
-    for name in dict.fromkeys(name for each in epochs for name in shown(each)):
-        rows = [each["scores"].get(name) for each in epochs]
-        lines.append([name, *("" if r is None else f"{measures.mean(r):.3f}" for r in rows)])
-    chosen = [(each["gains"], *each["chosen"]) for each in epochs]
-    gained = (f"{_interval(gains[name][way])} {name}" for gains, name, way in chosen)
-    return markdown_table([*lines, ["gain of the chosen score beside pixels", *gained]])
 
 
 def examples(sets: Any, parts: measures.Parts, name: str, path: Path) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from experiments.harness.populations import quartiles, rank_correlation
 from experiments.harness.run import sweep
-from experiments.ood.baselines import outputs, penultimate
+from experiments.ood.baselines import outputs
 from experiments.transfer.sets import OWN, Labelled
 from foliax import zoo
 from foliax.apps import transfer
@@ -57,8 +57,8 @@ def measure(
     known = np.random.default_rng(seed).permutation(len(dataset.train_x))[:_NEIGHBOURS]
     near = NearestNeighbors(n_neighbors=1, algorithm="brute")
     near.fit(np.asarray(dataset.train_x[known]).reshape(len(known), -1))
-    blank = [penultimate(untrained(model, seed + i)) for i in range(_UNTRAINED)]
-    functions = (penultimate(model), _pixels, *blank)
+    blank = [zoo.penultimate(untrained(model, seed + i)) for i in range(_UNTRAINED)]
+    functions = (zoo.penultimate(model), _pixels, *blank)
     found = {}
     for name, labelled in (bar := tqdm(sets.items(), desc="data sets", leave=False)):
         bar.set_postfix_str(name)

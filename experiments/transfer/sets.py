@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from experiments.harness.photographs import photographs
 from experiments.ood.baselines import outputs
-from experiments.ood.data import resized
 from foliax import zoo
+from foliax.zoo.data.outliers import resized
 
 OWN, PADDED = "own", "digits, padded"
 _NOISE = {"noisy": 0.1, "very noisy": 0.4}  # deviations, pixel units
@@ -178,7 +177,7 @@ def foreign(
             found["fashion_mnist"] = _fitted(fashion, dataset, wanted, "Fashion-MNIST, shrunk")
         except (ImportError, FileNotFoundError) as error:
             left_out["fashion_mnist"] = str(error)
-    cuts = photographs(num_train=wanted.train, num_test=wanted.test, seed=wanted.seed)
+    cuts = zoo.load_photographs(num_train=wanted.train, num_test=wanted.test, seed=wanted.seed)
     says = "squares of scikit-image's photographs, labelled by photograph"
     found["photographs"] = _fitted(cuts, dataset, wanted, says)
     for name in (name for name in others if name not in found):

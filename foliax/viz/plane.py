@@ -1,6 +1,5 @@
 """Pictures of inputs with two coordinates: fields, curves and points in the plane."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from foliax.viz.style import INK, PALETTE, PAPER, SOFT, figure
+from foliax.viz.style import INK, PALETTE, PAPER, SOFT, in_rows
 
 __all__ = ["Family", "Plane", "plane", "tinted"]
 
@@ -126,19 +125,9 @@ def plane(
         'plane.png'
     """
     panels = [panels] if isinstance(panels, Plane) else list(panels)
-    if not panels or columns < 1:
-        raise ValueError(f"panels must not be empty and columns ≥ 1, got {len(panels)}, {columns}")
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    top = 0.4 if title else 0.0
-    width, height = columns * _SIDE + _BAR + 0.3, rows * (_SIDE + _FOOT) + top + 0.1
-    with figure(path, width, height) as drawn:
-        if title:
-            drawn.text(0.3 / width, 1 - 0.28 / height, title, fontsize=11)
-        for row in range(rows):
-            base = height - top - (row + 1) * (_SIDE + _FOOT) + _FOOT
-            _draw_row(drawn, panels[row * columns : (row + 1) * columns], base)
-    return Path(path)
+    return in_rows(
+        panels, path, _draw_row, columns=columns, title=title, side=_SIDE, below=_FOOT, bar=_BAR
+    )
 
 
 def _draw_row(drawn: Figure, panels: Sequence[Plane], base: float) -> None:

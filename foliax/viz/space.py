@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from foliax.viz.style import INK, PALETTE, PAPER, SOFT, figure
+from foliax.viz.style import INK, PALETTE, PAPER, SOFT, in_rows
 
 __all__ = ["Sheet", "Space", "Strands", "space"]
 
@@ -143,21 +143,15 @@ def space(
         'space.png'
     """
     panels = [panels] if isinstance(panels, Space) else list(panels)
-    if not panels or columns < 1:
-        raise ValueError(f"panels must not be empty and columns ≥ 1, got {len(panels)}, {columns}")
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
     view = _View.of(elevation, azimuth)
-    top = 0.4 if title else 0.0
+
+    def draw_row(drawn: Figure, row: Sequence[Space], base: float) -> None:
+        _draw_row(drawn, row, base, view)
+
     bar = _BAR if any(map(_values, panels)) else 0.0
-    width, height = columns * _SIDE + bar + 0.3, rows * (_SIDE + _FOOT) + top + 0.1
-    with figure(path, width, height) as drawn:
-        if title:
-            drawn.text(0.3 / width, 1 - 0.28 / height, title, fontsize=11)
-        for row in range(rows):
-            base = height - top - (row + 1) * (_SIDE + _FOOT) + _FOOT
-            _draw_row(drawn, panels[row * columns : (row + 1) * columns], base, view)
-    return Path(path)
+    return in_rows(
+        panels, path, draw_row, columns=columns, title=title, side=_SIDE, below=_FOOT, bar=bar
+    )
 
 
 def _values(panel: Space) -> list[np.ndarray]:

@@ -1,8 +1,9 @@
 """What all pictures share: colours, type, ground, and how a file is written."""
 
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,36 @@ def figure(path: str | os.PathLike, width: float, height: float) -> Iterator[Fig
         drawn = Figure(figsize=(width, height))
         yield drawn
         written(path, lambda stream: drawn.savefig(stream, format="png"))
+
+
+def in_rows(
+    panels: Sequence[Any],
+    path: str | os.PathLike,
+    draw_row: Callable[[Figure, Sequence[Any], float], None],
+    *,
+    columns: int,
+    title: str | None,
+    side: float,
+    below: float,
+    bar: float,
+) -> Path:
+    """Draw panels in rows; `draw_row` gets the figure, the panels of a row, and its lower edge.
+
+    All lengths are inches: the side of a panel, what is below it, and a colour bar beside a row.
+    """
+    if not panels or columns < 1:
+        raise ValueError(f"panels must not be empty and columns ≥ 1, got {len(panels)}, {columns}")
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    top = 0.4 if title else 0.0
+    width, height = columns * side + bar + 0.3, rows * (side + below) + top + 0.1
+    with figure(path, width, height) as drawn:
+        if title:
+            drawn.text(0.3 / width, 1 - 0.28 / height, title, fontsize=11)
+        for row in range(rows):
+            base = height - top - (row + 1) * (side + below) + below
+            draw_row(drawn, panels[row * columns : (row + 1) * columns], base)
+    return Path(path)
 
 
 def written(path: str | os.PathLike, save: Callable[[Any], None]) -> Path:

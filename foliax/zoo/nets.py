@@ -315,6 +315,33 @@ def build(config: Mapping[str, Any], rngs: nnx.Rngs | None = None) -> nnx.Module
         raise ValueError(f"config does not describe a {kind}: {error}; got {config}") from error
 
 
+def penultimate(model: Any) -> Any:
+    """Return a network of the zoo without its last layer, another model itself.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> penultimate(MLP((64, 48, 10), rngs=nnx.Rngs(0)))(jnp.zeros(64)).shape
+        (48,)
+    """
+    if isinstance(model, MLP) and len(model.layers) > 1:
+        copy = nnx.clone(model)
+        copy.layers[-1] = _identity(model.layers[-1])
+        return copy
+    if isinstance(model, CNN):
+        copy, last = nnx.clone(model), f"dense{len(model.hidden) + 1}"
+        setattr(copy, last, _identity(getattr(model, last)))
+        return copy
+    return model
+
+
+def _identity(layer: nnx.Linear) -> nnx.Linear:
+    """Return a layer that gives back the input of this one."""
+    same = nnx.Linear(layer.in_features, layer.in_features, use_bias=False, rngs=nnx.Rngs(0))
+    same.kernel[...] = jnp.eye(layer.in_features, dtype=same.kernel[...].dtype)
+    return same
+
+
 def _batch_norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """Return one with PyTorch's settings, whose momentum of 0.1 is 0.9 here."""
     return nnx.BatchNorm(

@@ -9,8 +9,7 @@ from flax import nnx
 
 from experiments import cifar
 from experiments.harness import command
-from experiments.harness.networks import build, load
-from experiments.harness.photographs import PHOTOGRAPHS, QUICK, photographs, renormalised
+from experiments.harness.networks import QUICK_PHOTOGRAPHS, build, load, renormalised
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -18,16 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def cuts():
-    return photographs(num_train=28, num_test=14)
-
-
-def test_cuts_have_the_shape_of_cifar_and_all_labels(cuts):
-    assert cuts.shape == (32, 32, 3)
-    assert cuts.class_names == tuple(PHOTOGRAPHS.values())
-    assert np.bincount(cuts.train_y).tolist() == [4] * 7
-    assert np.shape(cuts.std) == (3,)
-    assert np.asarray(cuts.to_pixels(cuts.test_x)).std(axis=(1, 2, 3)).min() > 0.03
-    np.testing.assert_array_equal(photographs(num_train=28, num_test=14).test_x, cuts.test_x)
+    return zoo.load_photographs(num_train=28, num_test=14)
 
 
 def test_images_can_be_normalised_anew(cuts):
@@ -53,7 +43,9 @@ def test_a_network_is_trained_and_its_leaf_walked(tmp_path, monkeypatch):
     assert (tmp_path / "colour_leaf.gif").exists()
     again = load(checkpoint=tmp_path / "training_quick")  # by any other script
     assert again.dataset.name == "photographs"
-    np.testing.assert_array_equal(again.dataset.test_x, photographs(**QUICK).test_x)
+    np.testing.assert_array_equal(
+        again.dataset.test_x, zoo.load_photographs(**QUICK_PHOTOGRAPHS).test_x
+    )
 
 
 def test_published_weights_see_photographs(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.claims import __main__ as claims
+from experiments import claims
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

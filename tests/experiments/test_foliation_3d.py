@@ -14,6 +14,7 @@ from PIL import Image
 from experiments import foliation_3d, foliations
 from foliax import zoo
 from foliax.viz.space import Sheet, Space, Strands, space
+from foliax.viz.spacing import lattice
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_pictures_are_written_and_results_are_numbers(smoke):
 
 
 def test_singular_points_are_found_isolated_and_on_curves():
-    seeds = foliations.lattice(3, 0.5, axes=3).astype(float)
+    seeds = lattice(3, 0.5, axes=3).astype(float)
 
     def saddle(x):
         return jnp.stack([x[0] * x[1] + (x[2] - 0.3) ** 2, jnp.zeros(())])

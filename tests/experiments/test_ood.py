@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from experiments.ood import __main__ as ood
-from experiments.ood import baselines, data, measures, tables
+from experiments.ood import baselines, measures, tables
 from foliax import zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -37,49 +37,20 @@ def toy_parts(seed=0):
 # --- data --------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_outliers_is_normalised_and_drawn_by_the_seed():
-    found, again = (data.outliers(DIGITS, 6, seed=1) for _ in range(2))
-    assert set(found) < set(data.MEANINGS)
-    for name, images in found.items():
-        assert images.shape == (6, 8, 8, 1)
-        pixels = np.asarray(DIGITS.to_pixels(images))
-        assert pixels.min() > -1e-6
-        assert pixels.max() < 1 + 1e-6
-        np.testing.assert_array_equal(images, again[name])
-    asymmetric = np.isin(DIGITS.test_y, (2, 3, 4, 5, 6, 7, 9))
-    kept = np.asarray(DIGITS.test_x)[asymmetric]
-    for image in found["mirrored"]:
-        assert np.abs(kept - image[:, ::-1]).max(axis=(1, 2, 3)).min() < 1e-5
-
-
 def test_sets_keep_calibration_and_references_apart():
     sizes = {"count": 20, "calibration": 30, "bank": 100, "seed": 0}
-    found = data.sets(None, DIGITS, {}, **sizes)
+    found = measures.sets(None, DIGITS, {}, **sizes)
     held = found.images["held"]
     assert held.shape[0] == len(found.images["synthetic"]) == 30
     assert len(found.bank_x) == len(found.bank_y) == 100
     together = np.concatenate([held, found.bank_x]).reshape(130, -1)
     assert len(np.unique(together, axis=0)) >= 129  # one image occurs twice in the data
     other = replace(DIGITS, test_x=np.zeros_like(DIGITS.test_x), test_y=DIGITS.test_y)
-    again = data.sets(None, other, {}, **sizes)  # synthetic outliers know no test image
+    again = measures.sets(None, other, {}, **sizes)  # synthetic outliers know no test image
     np.testing.assert_array_equal(found.images["synthetic"], again.images["synthetic"])
     np.testing.assert_array_equal(held, again.images["held"])
     with pytest.raises(ValueError, match="calibration must be below the 1437 training images"):
-        data.sets(None, DIGITS, {}, count=1, calibration=1437, bank=1, seed=0)
-
-
-def test_classes_are_held_out_and_numbered_anew():
-    rest, outside = data.without(DIGITS, (3, 9))
-    assert rest.num_classes == 8
-    assert rest.class_names == ("0", "1", "2", "4", "5", "6", "7", "8")
-    assert set(rest.train_y) == set(rest.test_y) == set(range(8))
-    assert len(outside) + len(rest.test_y) == len(DIGITS.test_y)
-    assert rest.mean == DIGITS.mean
-    fours = DIGITS.train_x[DIGITS.train_y == 4]
-    np.testing.assert_array_equal(rest.train_x[rest.train_y == 3], fours)
-    for classes in ((), (10,), range(9)):
-        with pytest.raises(ValueError, match="held_out must name classes of 0 … 9"):
-            data.without(DIGITS, classes)
+        measures.sets(None, DIGITS, {}, count=1, calibration=1437, bank=1, seed=0)
 
 
 # --- baselines ---------------------------------------------------------------------------------
@@ -141,18 +112,6 @@ def test_odin_steps_along_the_sign_of_the_gradient():
     np.testing.assert_allclose(baselines.odin(LINEAR, x, step)[0], exact, rtol=1e-6)
     sure = [baselines.odin(LINEAR, HELD, s).mean() for s in baselines.STEPS]
     assert baselines.odin_step(LINEAR, HELD, 1.0) == baselines.STEPS[int(np.argmin(sure))]
-
-
-@pytest.mark.parametrize(
-    "model",
-    [zoo.MLP((64, 5, 3), rngs=nnx.Rngs(0)), zoo.CNN((8, 8, 1), 3, hidden=(7,), rngs=nnx.Rngs(0))],
-)
-def test_penultimate_features_lack_the_last_layer(model):
-    x = DIGITS.test_x[0]
-    features = baselines.penultimate(model)(x)
-    last = model.layers[-1] if isinstance(model, zoo.MLP) else model.denses[-1]
-    np.testing.assert_allclose(last(features), model(x), rtol=1e-6)
-    assert features.shape == ((5,) if isinstance(model, zoo.MLP) else (7,))
 
 
 # --- measures ----------------------------------------------------------------------------------

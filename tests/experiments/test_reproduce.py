@@ -11,10 +11,9 @@ from PIL import Image
 
 from experiments import dynamics, reproduce
 from experiments.harness import noise
-from experiments.harness.files import plain, write_json
 from experiments.harness.pictures import caption
 from experiments.harness.populations import live_rows
-from experiments.harness.report import look_up, outcome, section
+from experiments.harness.report import look_up, outcome, plain, section, write_json
 from foliax import zoo
 
 CLAIMS = ("S1", "S2", "S3", "S4", "S5", "S6", "S7")

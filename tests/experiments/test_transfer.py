@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from experiments.harness.command import perform
-from experiments.ood.baselines import outputs, penultimate
+from experiments.ood.baselines import outputs
 from experiments.transfer import __main__ as transfer
 from experiments.transfer import comparison
 from experiments.transfer import sets as transfer_sets
@@ -195,7 +195,7 @@ def test_an_untrained_network_has_the_same_architecture(shown):
     model, data, _ = shown
     other = comparison.untrained(model, 0)
     assert other.config == model.config
-    seen = [outputs(penultimate(each), data.test_x[:5]) for each in (model, other)]
+    seen = [outputs(zoo.penultimate(each), data.test_x[:5]) for each in (model, other)]
     assert seen[0].shape == seen[1].shape == (5, 48)
     assert np.abs(seen[0] - seen[1]).max() > 0.1
 
@@ -266,10 +266,10 @@ def test_a_run_repeats(smoke):
 )
 def test_a_command_refuses(options, match):
     with pytest.raises(ValueError, match=match):
-        replace(COMMAND, **options).effective()
+        replace(COMMAND, **options).checked()
 
 
 def test_quick_is_smaller():
-    quick = transfer.Command(quick=True).effective()
+    quick = transfer.Command(quick=True).checked()
     assert (quick.pairs, quick.train, quick.test) == (40, 300, 100)
-    assert transfer.Command(quick=True, pairs=5).effective().pairs == 5
+    assert transfer.Command(quick=True, pairs=5).checked().pairs == 5

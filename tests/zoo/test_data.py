@@ -11,6 +11,7 @@ import pytest
 
 from foliax import zoo
 from foliax.zoo import data
+from foliax.zoo.data.outliers import OUTLIERS
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +310,52 @@ def test_a_name_is_loaded(numbered):
 def test_wrong_options_are_named(numbered, options, match):
     with pytest.raises(ValueError, match=match):
         data.batches(numbered, **options)
+
+
+def test_cuts_of_photographs_have_the_shape_of_cifar_and_all_labels():
+    cuts = zoo.load_photographs(num_train=28, num_test=14)
+    assert cuts.shape == (32, 32, 3)
+    assert cuts.class_names == (
+        "astronaut",
+        "cat",
+        "coffee",
+        "rocket",
+        "galaxies",
+        "tissue",
+        "retina",
+    )
+    assert np.bincount(cuts.train_y).tolist() == [4] * 7
+    assert np.shape(cuts.std) == (3,)
+    assert np.asarray(cuts.to_pixels(cuts.test_x)).std(axis=(1, 2, 3)).min() > 0.03
+    np.testing.assert_array_equal(
+        zoo.load_photographs(num_train=28, num_test=14).test_x, cuts.test_x
+    )
+
+
+def test_every_kind_of_outliers_is_normalised_and_drawn_by_the_seed(digits):
+    found, again = (zoo.outliers(digits, 6, seed=1) for _ in range(2))
+    assert set(found) < set(OUTLIERS)
+    for name, images in found.items():
+        assert images.shape == (6, 8, 8, 1)
+        pixels = np.asarray(digits.to_pixels(images))
+        assert pixels.min() > -1e-6
+        assert pixels.max() < 1 + 1e-6
+        np.testing.assert_array_equal(images, again[name])
+    asymmetric = np.isin(digits.test_y, (2, 3, 4, 5, 6, 7, 9))
+    kept = np.asarray(digits.test_x)[asymmetric]
+    for image in found["mirrored"]:
+        assert np.abs(kept - image[:, ::-1]).max(axis=(1, 2, 3)).min() < 1e-5
+
+
+def test_classes_are_held_out_and_numbered_anew(digits):
+    rest, outside = digits.without((3, 9))
+    assert rest.num_classes == 8
+    assert rest.class_names == ("0", "1", "2", "4", "5", "6", "7", "8")
+    assert set(rest.train_y) == set(rest.test_y) == set(range(8))
+    assert len(outside) + len(rest.test_y) == len(digits.test_y)
+    assert rest.mean == digits.mean
+    fours = digits.train_x[digits.train_y == 4]
+    np.testing.assert_array_equal(rest.train_x[rest.train_y == 3], fours)
+    for classes in ((), (10,), range(9)):
+        with pytest.raises(ValueError, match="classes must be some of 0 … 9"):
+            digits.without(classes)

@@ -257,3 +257,15 @@ def test_config_without_the_newer_settings_is_the_papers_network():
 def test_wrong_arguments_are_named(make, match):
     with pytest.raises(ValueError, match=match):
         make(nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [zoo.MLP((64, 5, 3), rngs=nnx.Rngs(0)), zoo.CNN((8, 8, 1), 3, hidden=(7,), rngs=nnx.Rngs(0))],
+)
+def test_penultimate_features_lack_the_last_layer(model):
+    x = zoo.load_digits().test_x[0]
+    features = zoo.penultimate(model)(x)
+    last = model.layers[-1] if isinstance(model, zoo.MLP) else model.denses[-1]
+    np.testing.assert_allclose(last(features), model(x), rtol=1e-6)
+    assert features.shape == ((5,) if isinstance(model, zoo.MLP) else (7,))

@@ -6,7 +6,8 @@ from typing import Final, Literal, overload
 from foliax.zoo.data.batching import batches
 from foliax.zoo.data.dataset import Dataset, Normalised, from_arrays, normalise
 from foliax.zoo.data.embedded import EMBEDDED, load_circles, load_digits, load_xor
-from foliax.zoo.data.packaged import load_mnist_5k, load_samples
+from foliax.zoo.data.outliers import outliers
+from foliax.zoo.data.photographs import load_photographs
 from foliax.zoo.data.preparing import prepare, seed_downloads
 from foliax.zoo.data.streamed import StreamedDataset
 from foliax.zoo.data.tfds import TFDS, read
@@ -21,10 +22,10 @@ __all__ = [
     "load",
     "load_circles",
     "load_digits",
-    "load_mnist_5k",
-    "load_samples",
+    "load_photographs",
     "load_xor",
     "normalise",
+    "outliers",
     "prepare",
     "seed_downloads",
 ]

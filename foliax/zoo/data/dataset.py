@@ -1,6 +1,7 @@
 """Data sets in normalised units: images or points, labels, and what belongs to their units."""
 
 import abc
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,6 +138,34 @@ class Dataset(Normalised):
         """Return a short hash of the training set, which resuming a training compares."""
         parts = (np.ascontiguousarray(part) for part in (self.train_x, self.train_y))
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
+    def without(self, classes: Sequence[int]) -> tuple["Dataset", Float[np.ndarray, "k ..."]]:
+        """Return the data set without some classes, numbered anew, and the test images of those.
+
+        Raises:
+            ValueError: If fewer than two classes are left, or one is unknown.
+        """
+        out = sorted(set(classes))
+        kept = [label for label in range(self.num_classes) if label not in out]
+        if len(kept) < 2 or len(kept) + len(out) != self.num_classes or not out:
+            raise ValueError(
+                f"classes must be some of 0 … {self.num_classes - 1} and leave two, got "
+                f"{tuple(classes)}"
+            )
+        new = np.full(self.num_classes, -1)
+        new[kept] = np.arange(len(kept))
+        train, test = np.isin(self.train_y, kept), np.isin(self.test_y, kept)
+        rest = dataclasses.replace(
+            self,
+            name=f"{self.name} without {', '.join(self.class_names[c] for c in out)}",
+            train_x=self.train_x[train],
+            train_y=new[self.train_y[train]].astype(np.int32),
+            test_x=self.test_x[test],
+            test_y=new[self.test_y[test]].astype(np.int32),
+            num_classes=len(kept),
+            class_names=tuple(self.class_names[c] for c in kept),
+        )
+        return rest, self.test_x[~test]
 
     def _split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         check_split(split)

@@ -1,18 +1,15 @@
 """Colour images of the shape of CIFAR's, 32 by 32, cut from the photographs of scikit-image."""
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from foliax import zoo
+from foliax.zoo.data.dataset import Dataset, from_arrays
 
-NAME, SIDE = "photographs", 32
-QUICK: dict[str, Any] = {"num_train": 140, "num_test": 70}  # sizes, to see that everything runs
+_SIDE = 32
 _PAPERS = 0.5  # mean and deviation with which the papers' code normalises colour images
 # What scikit-image carries in its package, and what it shows.
-PHOTOGRAPHS = {
+_PHOTOGRAPHS = {
     "astronaut": "astronaut",
     "chelsea": "cat",
     "coffee": "coffee",
@@ -26,39 +23,40 @@ _LEAST_CONTRAST, _TRIES = 0.08, 50  # deviation of the pixels of a square, and h
 _WINDOWS = (64, 128)  # sides of the squares that are cut out and resized
 
 
-def photographs(
+def load_photographs(
     *, num_train: int = 1400, num_test: int = 350, seed: int = 0, papers: bool = False
-) -> zoo.Dataset:
-    """Return random cuts of the photographs, labelled by which photograph they are of.
+) -> Dataset:
+    """Return random 32×32 cuts of the photographs that scikit-image carries; needs no download.
 
-    Training and test images are cut from different parts of each photograph, about equally many
-    of each. They are normalised by the training images, or as the `papers`' code does.
+    Colour images of CIFAR's shape, labelled by which of seven photographs they are of. Training and
+    test images are cut from different parts of each photograph, about equally many of each.
+
+    Args:
+        num_train: Number of training images.
+        num_test: Number of test images.
+        seed: Of the cuts.
+        papers: Whether they are normalised as the papers' code does, pixels less 1/2 over 1/2; else
+            by the training images.
+
+    Returns:
+        The data set "photographs".
+
+    Example:
+        >>> load_photographs(num_train=14, num_test=7)
+        Dataset('photographs', 14 training and 7 test images of shape (32, 32, 3), 7 classes)
     """
     from skimage import data  # slow to import
 
     rng, centre = np.random.default_rng(seed), _PAPERS if papers else None
-    images = [getattr(data, name)() for name in PHOTOGRAPHS]
+    images = [getattr(data, name)() for name in _PHOTOGRAPHS]
     train, test = zip(
         *(np.split(image, [round(_TEST_FROM * image.shape[1])], axis=1) for image in images),
         strict=True,
     )
-    return zoo.from_arrays(
-        NAME, _cuts(train, num_train, rng), _cuts(test, num_test, rng),
-        class_names=tuple(PHOTOGRAPHS.values()), mean=centre, std=centre,
+    return from_arrays(
+        "photographs", _cuts(train, num_train, rng), _cuts(test, num_test, rng),
+        class_names=tuple(_PHOTOGRAPHS.values()), mean=centre, std=centre,
     )  # fmt: skip
-
-
-def photographs_of(training: Mapping[str, Any]) -> zoo.Dataset:
-    """Return the cuts that a network was trained on, given what its checkpoint says of it.
-
-    Raises:
-        ValueError: If these cuts are none of those that are made here.
-    """
-    for sizes in ({}, QUICK):
-        data = photographs(seed=training["seed"], **sizes)
-        if data.fingerprint() == training["dataset_hash"]:
-            return data
-    raise ValueError("checkpoint must hold a training on cuts of this version, got other cuts")
 
 
 def _cuts(parts: Any, count: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -66,9 +64,9 @@ def _cuts(parts: Any, count: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
     from skimage.transform import resize
 
     labels = rng.permutation(np.arange(count) % len(parts))
-    pixels = np.empty((count, SIDE, SIDE, 3), np.float32)
+    pixels = np.empty((count, _SIDE, _SIDE, 3), np.float32)
     for image, label in zip(pixels, labels, strict=True):
-        small = resize(_window(parts[label], rng), (SIDE, SIDE), order=1, anti_aliasing=True)
+        small = resize(_window(parts[label], rng), (_SIDE, _SIDE), order=1, anti_aliasing=True)
         image[:] = np.clip(np.asarray(small), 0, 1)
     return pixels, labels
 
@@ -83,12 +81,3 @@ def _window(part: np.ndarray, rng: Any) -> np.ndarray:
         if window.std() >= _LEAST_CONTRAST:
             break
     return window
-
-
-def renormalised(dataset: zoo.Dataset) -> zoo.Dataset:
-    """Return the same images normalised as the papers' code does: pixels less 1/2, over 1/2."""
-    train_x, test_x = (
-        ((np.asarray(dataset.to_pixels(x)) - _PAPERS) / _PAPERS).astype(np.float32)
-        for x in (dataset.train_x, dataset.test_x)
-    )
-    return replace(dataset, train_x=train_x, test_x=test_x, mean=_PAPERS, std=_PAPERS)

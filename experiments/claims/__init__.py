@@ -1,1 +1,0 @@
-"""Which claims of the slides hold, for which network and at which epoch: S3 to S7, side by side."""
