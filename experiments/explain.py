@@ -134,8 +134,8 @@ def _draw(dataset: Any, xs: Any, found: Any, file: Path) -> tuple[str, str]:
 
 def explain_images(model: Any, xs: Any, *, step: float, max_steps: int) -> Any:
     """Explain many images, to numpy."""
-    block = 1 if on_cpu() else min(len(xs), _AT_ONCE) * 10
-    fn = partial(explain.explanations, step=step, max_steps=max_steps, block=block)
+    block = 1 if on_cpu() else min(len(xs), _AT_ONCE)
+    fn = partial(foliax.map, explain.explain, step=step, max_steps=max_steps, block=block)
     return in_parts(fn, model, xs)
 
 

@@ -97,7 +97,7 @@ def trainer(data: Any, make: Callable, steps: int, record: Callable[[Any], Any])
 
 def _natural() -> optax.GradientTransformation:
     preconditioned = fisher.natural_gradient(
-        _apply, _DAMPING, max_kl=_MAX_KL, max_steps=_SOLVER_STEPS
+        nnx.merge(*network(0)), _DAMPING, max_kl=_MAX_KL, max_steps=_SOLVER_STEPS
     )
     return optax.chain(preconditioned, optax.scale_by_learning_rate(1.0))
 

@@ -189,7 +189,7 @@ def obtain(
 ) -> Trained:
     """Return the training in the folder `checkpoint`, or with "auto" that in `out`.
 
-    The latter is made, or continued, if need be: a small dense network by plain SGD.
+    The latter is made, or continued, if need be: a small network by plain SGD.
 
     Raises:
         ValueError: If the earlier training was on another data set.
@@ -198,7 +198,7 @@ def obtain(
     folder = out if checkpoint == "auto" else Path(checkpoint)
     if checkpoint == "auto":
         config = zoo.TrainConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
-        zoo.train(build("mlp", data, seed=seed), data, config, out=out)
+        zoo.train(quick_network(data, seed=seed), data, config, out=out)
     there = tuple(e for e in zoo.epochs(folder) if checkpoint != "auto" or e <= epochs)
     newest = checkpoints.read(folder, there[-1])
     assert newest is not None  # an epoch asked for is read, or an error is raised

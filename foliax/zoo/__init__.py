@@ -13,7 +13,9 @@ from foliax.zoo.data import (
     batches,
     from_arrays,
     load_digits,
+    load_mnist_5k,
     load_photographs,
+    load_samples,
     outliers,
     seed_downloads,
 )
@@ -21,7 +23,7 @@ from foliax.zoo.data import load as load_dataset
 from foliax.zoo.evaluation import accuracy
 from foliax.zoo.foreign import load_torch
 from foliax.zoo.history import History, choose_epoch, describe_choice
-from foliax.zoo.named import circle_net, colour_cnn, vgg, xor_net
+from foliax.zoo.named import circle_net, colour_cnn, small_cnn, vgg, xor_net
 from foliax.zoo.nets import CNN, MLP, average_pool, build, max_pool, penultimate
 from foliax.zoo.shipped import load, load_metadata
 from foliax.zoo.train_config import PRESETS, TrainConfig
@@ -37,6 +39,7 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "colour_cnn",
     "max_pool",
     "penultimate",
+    "small_cnn",
     "vgg",
     "xor_net",
     # data
@@ -46,7 +49,9 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "from_arrays",
     "load_dataset",
     "load_digits",
+    "load_mnist_5k",
     "load_photographs",
+    "load_samples",
     "outliers",
     "seed_downloads",
     # training

@@ -7,6 +7,7 @@ from foliax.zoo.data.batching import batches
 from foliax.zoo.data.dataset import Dataset, Normalised, from_arrays, normalise
 from foliax.zoo.data.embedded import EMBEDDED, load_circles, load_digits, load_xor
 from foliax.zoo.data.outliers import outliers
+from foliax.zoo.data.packaged import load_mnist_5k, load_samples
 from foliax.zoo.data.photographs import load_photographs
 from foliax.zoo.data.preparing import prepare, seed_downloads
 from foliax.zoo.data.streamed import StreamedDataset
@@ -22,7 +23,9 @@ __all__ = [
     "load",
     "load_circles",
     "load_digits",
+    "load_mnist_5k",
     "load_photographs",
+    "load_samples",
     "load_xor",
     "normalise",
     "outliers",
