@@ -5,9 +5,9 @@
 walks the populations of `data_leaf`, `noise_level`, `kernel` and `noise_leaf` on every network,
 with the exact and the published scheme. A network is the folder of a training, with the epochs
 after an @ (none for the newest, "all" for all that have a checkpoint), a file of PyTorch weights,
-or digits_mlp or mnist_cnn, which come with foliax. Every cell, a network and a claim, is written when it is
-done, under `cells`, and not measured again: stopped, the command goes on where it was. The end is
-`table.md`, `results.json`, `run.json`, and pictures and a report for each network.
+or digits_mlp or mnist_cnn, which come with foliax. Every cell, a network and a claim, is written
+when it is done, under `cells`, and not measured again: stopped, the command goes on where it was.
+The end is `table.md`, `results.json`, `run.json`, and pictures and a report for each network.
 """
 
 import json
