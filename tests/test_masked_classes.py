@@ -12,6 +12,7 @@ import foliax
 from foliax import equivariance, fisher, leaf
 from foliax.apps import attack, denoise, generate, ood, transfer
 from tests import cases
+from tests.tolerance import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -146,7 +147,7 @@ def walks(model, x, y, u, v):
     found = {
         "walk": foliax.walk(model, x, y, **options),
         "walk_kernel": foliax.walk(model, x, y, along="kernel", **options),
-        "walk_published": foliax.walk(model, x, y, scheme="published", box=box, **options),
+        "walk_published": foliax.walk(model, x / 4, y, scheme="published", box=box, **options),
         "drift": foliax.drift(model, x, v, **options),
         "drift_kernel": foliax.drift(model, x / 4, v, along="kernel", box=box, **options),
     }
@@ -214,3 +215,43 @@ def applications(model, x, y, u, v):
         "approach": generate.approach(model, x, y, max_steps=5, save_every=5, threshold=0.1),
         "attacks": {k: (a.end, a.distance, a.fooled, a.status) for k, a in found.items()},
     }, {k: a.logits for k, a in found.items()}
+
+
+def agree(masked, plain):
+    """Assert that two results agree; where one is shorter, the rest of the other is zero."""
+    assert jax.tree.structure(masked) == jax.tree.structure(plain)
+    pairs = zip(jax.tree.leaves_with_path(masked), jax.tree.leaves(plain), strict=True)
+    for (path, a), b in pairs:
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape != b.shape:
+            shape = np.maximum(a.shape, b.shape)
+            a, b = (np.pad(v, [(0, k) for k in shape - v.shape]) for v in (a, b))
+        try:
+            floating = {"rtol": 1e-8, "atol": 1e-13}  # inputs are of size 1: less is rounding
+            assert_close(a, b, **floating if a.dtype.kind == "f" else {})
+        except AssertionError as error:
+            raise AssertionError(f"{jax.tree_util.keystr(path)}: {error}") from error
+
+
+EVERY_MASK = (algebra, gradients, parameters, walks)
+ONE_MASK = (walk_gradient, leaves, curvatures, connected, applications)
+
+
+def compared(measure, name):
+    full, short, left = models(name)
+    masked, of_classes = measure(full, *points())
+    plain, of_fewer = measure(short, *points())
+    agree(masked, plain)
+    agree(jax.tree.map(lambda leaf: leaf[..., left], of_classes), of_fewer)
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("measure", EVERY_MASK)
+def test_a_masked_class_is_no_class(measure, name):
+    compared(measure, name)
+
+
+@pytest.mark.slow  # a minute and a half of compilation
+@pytest.mark.parametrize("measure", ONE_MASK)
+def test_a_masked_class_is_no_class_to_what_takes_long(measure):
+    compared(measure, "middle")
