@@ -1,11 +1,34 @@
-"""What tests and doctests share."""
+"""What tests and doctests share: how programs are compiled, and that they are forgotten."""
 
+import gc
 import os
+
+# The tests compile much and compute next to nothing, so XLA is to be quick about it. Variables that
+# are set already stay, and the tests' subprocesses inherit them. The fusion emitters make a program
+# of a walk take twice as long to compile, and run no faster; LLVM works less on one thread.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
 
+_QUICK = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() in ("1", "true")
+
 collect_ignore_glob = ["notebooks/*"]  # they install and draw; tests/test_notebooks.py runs them
+
+
+def pytest_configure():
+    """Say it to a JAX that was imported before this file, too."""
+    jax.config.update("jax_disable_most_optimizations", _QUICK)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what was imported; tracing makes it run very often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,13 +42,9 @@ def _bounded_memory():
     jax.clear_caches()
 
 
-@pytest.fixture(autouse=True)
-def _quick_doctests(request):
-    """Let XLA optimise little for the examples, which compile much and compute next to nothing."""
-    quick = isinstance(request.node, pytest.DoctestItem)
-    if not quick or "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ:
-        yield
-        return
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture(scope="module")
+def full_optimization():
+    """Compile as users do: for modules that hold the numbers themselves against others'."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", _QUICK)

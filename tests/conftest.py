@@ -3,9 +3,6 @@
 import os
 from pathlib import Path
 
-# XLA's fusion emitters make a program of a walk take twice as long to compile, and run no faster.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
-
 import jax
 import numpy as np
 import pytest
@@ -40,17 +37,3 @@ def reference():
         return seen[name]
 
     return load
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Let XLA optimise little, for modules that compile much and compute next to nothing.
-
-    Set JAX_DISABLE_MOST_OPTIMIZATIONS=0 to run them as users do; the reference values always are.
-    """
-    if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ:
-        yield
-        return
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

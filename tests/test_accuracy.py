@@ -8,6 +8,7 @@ every image.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
@@ -15,6 +16,8 @@ import foliax
 from foliax.zoo import CNN, load, load_digits
 from foliax.zoo.foreign import load_torch
 from tests.test_reference import CONVOLUTIONAL
+
+pytestmark = pytest.mark.usefixtures("full_optimization")
 
 GAPS = (0.01, 1.0, 5.0, 20.0, 60.0)  # of the most confident image; the others' begin near 0
 

@@ -14,8 +14,6 @@ from foliax.flow import brownian as stochastic
 from foliax.flow.path import Code, as_code, as_status
 from tests.bad_input_cases import CASES, floats
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODULES = {
     "leaf": leaf,
     "equivariance": equivariance,

@@ -20,8 +20,6 @@ from foliax import Bernoulli, Categorical, Gaussian, fisher
 from foliax._core.likelihood import Likelihood
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SCALE = np.array([0.5, 2.0, 1.5])
 KINDS = {"bernoulli": Bernoulli(), "gaussian": Gaussian(SCALE), "one scale": Gaussian(0.7)}
 

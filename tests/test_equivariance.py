@@ -13,8 +13,6 @@ from foliax import equivariance, zoo
 from foliax.equivariance import MIRRORS, QUARTER_TURNS, SYMMETRIES, mirror, quarter_turn
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = (3, 3, 1)
 GROUPS = {"mirrors": MIRRORS, "turns": QUARTER_TURNS, "all": SYMMETRIES}
 defect = jax.jit(equivariance.defect, static_argnums=2)

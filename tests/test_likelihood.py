@@ -11,8 +11,6 @@ from foliax import Categorical
 from foliax._core.likelihood import Likelihood
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LOGITS = {
     "even": [0.0, 0.0, 0.0, 0.0],
     "mild": [0.3, -1.2, 2.0, 0.7, -0.4],

@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.tree_util import Partial
 
 import foliax
@@ -13,8 +12,6 @@ from foliax import equivariance, fisher, leaf
 from foliax.apps import attack, denoise, generate, ood, transfer
 from tests import cases
 from tests.tolerance import assert_close
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 N, C = 6, 5
 MASKED = {

@@ -15,8 +15,6 @@ import foliax
 from tests.cases import layer, tanh_mlp
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 N, HIDDEN, C = 6, 8, 4
 RNG = np.random.default_rng(0)
 (INNER, SHIFT), (OUTER, BIAS) = layer(RNG, HIDDEN, N), layer(RNG, C, HIDDEN)

@@ -66,7 +66,7 @@ def test_first_cell_installs_from_where_foliax_is(script):
 
 @pytest.mark.parametrize(
     "script",
-    [pytest.param(s, id=s.stem, marks=pytest.mark.slow if s.stem[:2] == "02" else ())
+    [pytest.param(s, id=s.stem, marks=() if s.stem[:2] == "01" else pytest.mark.slow)
      for s in SCRIPTS],
 )  # fmt: skip
 def test_runs_at_smoke_size(script, tmp_path):

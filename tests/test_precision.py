@@ -64,7 +64,14 @@ def lowered(call: Any, model: Any) -> dict[str, Counter[str]]:
     }
 
 
-@pytest.mark.parametrize("name", CALLS)
+# A function with options mostly repeats the products that it has without, and is left to -m slow.
+ROWS = [
+    pytest.param(name, marks=pytest.mark.slow if function_of(name) in set(CALLS) - {name} else ())
+    for name in CALLS
+]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_every_product_is_full_float32(name):
     for platform, found in lowered(CALLS[name], DENSE).items():
         assert set(found) == {"HIGHEST"}, platform

@@ -15,6 +15,8 @@ from jax.tree_util import Partial
 import foliax
 from tests.tolerance import assert_close
 
+pytestmark = pytest.mark.usefixtures("full_optimization")
+
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,

@@ -13,8 +13,6 @@ from foliax import Box, Status, leaf
 from foliax.apps import attack
 from tests.cases import CASES, linear, name_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(7)
 ATTACKS = {
     "spectral": attack.spectral,
@@ -71,6 +69,7 @@ def test_a_softmax_that_squares_have_lost_is_attacked_all_the_same():
     assert found.status == Status.completed
 
 
+@pytest.mark.slow
 def test_a_geodesic_that_needs_a_higher_rank_says_so():
     case = CASES["narrow_layer"]
     by_sphere, found = (

@@ -25,8 +25,6 @@ from foliax.apps.denoise import (
 from foliax.flow.path import Code, as_status
 from tests.cases import CASES, compilations, leaf_projector, linear, name_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 SHAPE, C = (3, 2, 2), 5
 MODEL = Partial(linear, (jnp.asarray(RNG.normal(size=(C, 12))), jnp.zeros(C)))

@@ -24,8 +24,6 @@ from foliax.apps.explain import (
 from foliax.apps.explain.move import nearest
 from tests.cases import CASES, leaf_projector, linear, name_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def linear_model(seed, num_classes=5, n=8, dtype=jnp.float64):
     rng = np.random.default_rng(seed)
@@ -285,7 +283,7 @@ def test_the_rank_correlation_is_spearmans(seed):
     assert np.isnan(float(rank_correlation(a, b, among & (np.arange(12) == 3))))
 
 
-@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("block", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_batch_is_its_members_whatever_its_size_and_order(block):
     model, x, *_ = CASES["relu"]
     xs = x + jax.random.normal(jax.random.key(0), (3, *x.shape))

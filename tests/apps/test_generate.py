@@ -14,8 +14,6 @@ from foliax import Box, Status
 from foliax.apps.generate import approach, diffuse
 from tests.cases import CASES, compilations, leaf_projector, name_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PLANE = Partial(
     lambda params, x: params @ x, jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)))
 )
@@ -269,7 +267,7 @@ def test_rows_are_kept_every_so_many_steps():
 # --- many at once ---
 
 
-@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize("block", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_batch_is_its_members_whatever_its_size_and_order(block):
     xs = X + 0.1 * jax.random.normal(jax.random.key(0), (4, 6))
     keys = jax.random.split(jax.random.key(1), 4)

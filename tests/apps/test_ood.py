@@ -16,8 +16,6 @@ from foliax.apps import ood
 from tests.cases import linear, name_of, relu_mlp
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 N, C = 12, 4
 WEIGHT, BIAS = RNG.normal(size=(C, N)), RNG.normal(size=C)
@@ -141,7 +139,7 @@ def test_the_kernel_fraction_is_what_the_tangent_fraction_leaves():
         assert_close(found.kernel_at_x[0, i], np.linalg.norm(noise))
 
 
-@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_residual_is_that_of_the_foot_in_every_block(block):
     references = jnp.stack([REFERENCES[0], XS[0]])
     found = many(RELU, XS[:4], references, reduce="none", block=block, max_steps=200)

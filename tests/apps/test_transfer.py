@@ -14,8 +14,6 @@ import foliax
 from foliax.apps.transfer import log_spectra, spectra, spectral_distance, summary
 from tests.cases import CASES, SATURATED, linear, pairwise_matrix
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def closed_form(weight, logits):
     """Return the eigenvalues of W^T (diag p - p p^T) W, the largest first."""

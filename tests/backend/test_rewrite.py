@@ -16,8 +16,6 @@ from foliax._backend.fast import conv, window_max
 from foliax._backend.rewrite import differentiable
 from tests.cases import random_like
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = (9, 9, 2)
 X = jax.random.normal(jax.random.key(0), SHAPE)
 READOUT = jax.random.normal(jax.random.key(1), (200, 4))

@@ -1,7 +1,8 @@
 """What tests/batch/test_sharding.py runs in a process of its own, on eight virtual devices.
 
 Prints one JSON object: by the name of a function, its largest difference from one device, and how
-many rows of its result each device holds. With the argument "applications", those of `foliax.apps`.
+many rows of its result each device holds. The argument says of what: "functions", "loops" (walks
+and trainings), or "applications" (those of `foliax.apps`).
 """
 
 import json
@@ -75,12 +76,15 @@ def main():
     mesh = sharding.mesh()
     xs, targets = data.test_x[:16], data.test_x[16:32]
     keys = jax.random.split(jax.random.key(0), 16)
+    told = {"devices": mesh.size}
     functions = {
         "trace": (every(foliax.trace), (xs,)),
         "rank": (every(foliax.rank), (xs,)),
         "factor": (every(foliax.factor), (xs,)),
         "values": (every(lambda m, x: foliax.eigh(m, x).values), (xs,)),
         "project_leaf": (jax.vmap(foliax.project_leaf, in_axes=(None, 0, 0)), (xs, targets)),
+    }
+    loops = {
         "walks": (partial(foliax.map, foliax.walk, box=data.box, **STEPS), (xs, targets)),
         "drifts": (
             partial(foliax.map, foliax.drift, along="kernel", box=data.box, **STEPS),
@@ -91,24 +95,28 @@ def main():
         ),
         "brownian": (brownian, (xs, keys)),
     }  # fmt: skip
-    if "applications" in sys.argv:
-        functions = applications(xs, targets, keys)
-    told = {"devices": mesh.size}
+    match sys.argv[1]:
+        case "functions":
+            told |= the_rest(model, data, mesh, functions["trace"][0])
+        case "loops":
+            functions = loops
+            told |= trainings(data, mesh)
+        case "applications":
+            functions = applications(xs, targets, keys)
     for name, (fn, inputs) in functions.items():
         many = sharding.spread(fn, model, *inputs, mesh=mesh)
         told[name] = {"difference": difference(many, fn(model, *inputs)), "rows": rows(many)}
-    if "trace" in functions:
-        told |= the_rest(model, data, mesh, functions)
+    if "walks" in functions:
+        told["compiled again"] = compilations(model, functions["walks"], mesh)
     print(json.dumps(told))
 
 
-def the_rest(model, data, mesh, functions):
-    """Return what is said of odd numbers, sweeps, factors, jit, compilations and trainings."""
+def the_rest(model, data, mesh, trace):
+    """Return what is said of odd numbers, sweeps, factors and jit."""
     xs, told = data.test_x[:16], {}
     for count in (1, 5, 13):  # no multiples of the number of devices
-        fn, inputs = functions["trace"][0], (xs[:count],)
-        many = sharding.spread(fn, model, *inputs, mesh=mesh)
-        told[f"trace of {count}"] = {"difference": difference(many, fn(model, *inputs))}
+        many = sharding.spread(trace, model, xs[:count], mesh=mesh)
+        told[f"trace of {count}"] = {"difference": difference(many, trace(model, xs[:count]))}
     swept = partial(foliax.sweep, foliax.trace, model, data.test_x[:101], progress=False, batch=40)
     told["sweep"] = {"difference": difference(swept(mesh=mesh), swept())}
     whole = sharding.factor(model, xs[0], mesh=mesh)
@@ -130,8 +138,7 @@ def the_rest(model, data, mesh, functions):
         "difference": difference(automatic, every(foliax.trace)(model, xs)),
         "rows": rows(automatic),
     }
-    told["compiled again"] = compilations(model, functions["walks"], mesh)
-    return told | trainings(data, mesh)
+    return told
 
 
 def trainings(data, mesh):

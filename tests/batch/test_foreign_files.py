@@ -33,8 +33,6 @@ from foliax import zoo
 from foliax.zoo import checkpoints
 from foliax.zoo.data import preparing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TRAINING = zoo.TrainConfig(epochs=1, batch_size=8, track_per_epoch=0)
 bounded = settings(max_examples=40, deadline=None, derandomize=True)
 few = settings(max_examples=30, deadline=None, derandomize=True)

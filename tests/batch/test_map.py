@@ -11,8 +11,6 @@ from jax.tree_util import Partial
 import foliax
 from tests.cases import CASES, compilations, name_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODEL, X = CASES["tanh"].model, CASES["tanh"].x
 XS = X + 0.3 * jax.random.normal(jax.random.key(0), (5, *X.shape))
 YS = XS + jnp.array([0.1, 0.5, 1.0, 3.0, 30.0])[:, None]
@@ -28,7 +26,9 @@ def same(many, singles, rtol=1e-9):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 8])
+@pytest.mark.parametrize(
+    "block", [1, 2, *(pytest.param(block, marks=pytest.mark.slow) for block in (5, 8))]
+)
 def test_walks_are_those_of_a_loop(block):
     many = foliax.map(foliax.walk, MODEL, XS, YS, block=block, box=BOX, **OPTIONS)
     same(many, [foliax.walk(MODEL, x, y, box=BOX, **OPTIONS) for x, y in zip(XS, YS, strict=True)])

@@ -100,6 +100,7 @@ def stopped(process, when):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_killed_population_goes_on_and_ends_with_the_same_bytes(whole, tmp_path):
     def begun():
         return any(
@@ -129,6 +130,7 @@ def test_a_killed_table_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_written(whole):
     before = contents(whole)
     largest = 20_000  # bytes of a file; pictures have more

@@ -18,6 +18,7 @@ from foliax import sharding, zoo
 ROOT = Path(__file__).parents[2]
 NUM_DEVICES = 8
 TOLERANCE = 1e-6
+ONE_THREAD = "--xla_cpu_parallel_codegen_split_count=1"  # of LLVM, which then works less
 
 
 def environment(**more):
@@ -27,12 +28,18 @@ def environment(**more):
 
 @pytest.fixture(scope="module")
 def told():
-    """Return what eight virtual devices of this machine say."""
-    return said()
+    """Return what eight virtual devices of this machine say of functions without a loop."""
+    return said("functions")
+
+
+@pytest.fixture(scope="module")
+def told_at_length():
+    """Return what they say of walks and trainings, which take long to compile."""
+    return said("loops")
 
 
 def said(*about):
-    flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    flags = f"--xla_force_host_platform_device_count={NUM_DEVICES} {ONE_THREAD}"
     done = subprocess.run(
         [sys.executable, "-m", "tests.batch.on_eight_devices", *about],
         capture_output=True, text=True, cwd=ROOT, env=environment(XLA_FLAGS=flags), timeout=600,
@@ -41,20 +48,19 @@ def said(*about):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-FUNCTIONS = [
-    "trace", "rank", "factor", "values", "project_leaf", "walks", "drifts", "closest", "brownian",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", ["trace", "rank", "factor", "values", "project_leaf", "jit"])
 def test_eight_devices_give_what_one_gives(told, name):
     assert told["devices"] == NUM_DEVICES
     assert told[name]["difference"] <= TOLERANCE
-
-
-@pytest.mark.parametrize("name", [*FUNCTIONS, "jit"])
-def test_every_device_holds_its_share(told, name):
     assert told[name]["rows"] == [[2] * NUM_DEVICES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["walks", "drifts", "closest", "brownian"])
+def test_eight_devices_walk_as_one(told_at_length, name):
+    assert told_at_length["devices"] == NUM_DEVICES
+    assert told_at_length[name]["difference"] <= TOLERANCE
+    assert told_at_length[name]["rows"] == [[2] * NUM_DEVICES]
 
 
 @pytest.mark.slow
@@ -67,7 +73,7 @@ def test_applications_are_shared_too():
         assert one["rows"] == [[2] * NUM_DEVICES]
 
 
-@pytest.mark.parametrize("name", ["trace of 1", "trace of 5", "trace of 13", "sweep", "jit"])
+@pytest.mark.parametrize("name", ["trace of 1", "trace of 5", "trace of 13", "sweep"])
 def test_odd_numbers_of_inputs(told, name):
     assert told[name]["difference"] <= TOLERANCE
 
@@ -86,13 +92,15 @@ def test_a_factor_is_cut_over_its_rows(told, name, rows):
     assert found["padding"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["training", "training that goes on"])
-def test_devices_that_share_batches_train_as_one(told, name):
-    assert told[name]["difference"] <= TOLERANCE
+def test_devices_that_share_batches_train_as_one(told_at_length, name):
+    assert told_at_length[name]["difference"] <= TOLERANCE
 
 
-def test_every_device_has_the_weights(told):
-    found = told["training"]
+@pytest.mark.slow
+def test_every_device_has_the_weights(told_at_length):
+    found = told_at_length["training"]
     assert set(found["devices"]) == {NUM_DEVICES}
     assert found["whole"]
     assert found["compiled again"] == 0
@@ -100,13 +108,15 @@ def test_every_device_has_the_weights(told):
     assert found["accuracy"][0] == found["accuracy"][1]
 
 
-def test_devices_must_share_a_batch_evenly(told):
+@pytest.mark.slow
+def test_devices_must_share_a_batch_evenly(told_at_length):
     words = "batch_size must be a multiple of the 8 devices that share a batch, got 12"
-    assert words in told["training of odd batches"]
+    assert words in told_at_length["training of odd batches"]
 
 
-def test_other_weights_do_not_compile_again(told):
-    assert told["compiled again"] == 0
+@pytest.mark.slow
+def test_other_weights_do_not_compile_again(told_at_length):
+    assert told_at_length["compiled again"] == 0
 
 
 SWEEP = """

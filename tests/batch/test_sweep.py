@@ -102,7 +102,7 @@ def test_sweeps_the_functions_of_this_library(fn):
         assert_close(one, other, atol=1e-12)
 
 
-def test_sweeps_walks(quick_compilation):
+def test_sweeps_walks():
     walk = partial(foliax.walk, box=foliax.Box(-3.0, 3.0), max_steps=3, save_every=3)
     path = quiet(walk, make(), (XS[:5], XS[5:10]))
     assert isinstance(path, foliax.Path)

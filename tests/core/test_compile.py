@@ -16,8 +16,6 @@ from foliax._core import compile as _compile
 from foliax._core.compile import compiled
 from tests.cases import CASES
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jnp.arange(4.0)
 WEIGHT = jnp.ones((3, 4))
 _traces = []

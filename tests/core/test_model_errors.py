@@ -16,8 +16,6 @@ from foliax import fisher
 from foliax._core import jacobian
 from foliax.apps import attack, explain, ood
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 N, C = 4, 3
 X = jnp.array([0.5, -1.0, 2.0, 0.3], jnp.float32)

@@ -12,8 +12,6 @@ import foliax
 from tests.cases import CASES, layer, tanh_mlp
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def network(seed, n, hidden, c, *, rank=None, decay=0.0, gaps=0.0):
     """Return a tanh network and a point; `decay` spreads the spectrum, `rank` cuts it."""

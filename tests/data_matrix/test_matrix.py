@@ -26,8 +26,6 @@ from tests.cases import (
 )
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Each function as f(model, x, v), so that one suite serves all; the first six promise gradients.
 FUNCTIONS = {
     "factor": lambda model, x, _: foliax.factor(model, x),

@@ -12,11 +12,9 @@ from experiments.attack import runs
 from experiments.harness.command import perform
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, quick_compilation):
+def smoke(tmp_path_factory):
     """Return the folder of a small run, in float32 as users run it, and its results."""
     out = tmp_path_factory.mktemp("attack")
     command = attack.Command(

@@ -24,7 +24,7 @@ from foliax import fisher, zoo
 from foliax.zoo.train_config import make_optimizer
 from foliax.zoo.train_step import TrainState, train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "one_thread", "small_products")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_products")
 
 SHAPE, CLASSES, COUNT, STEPS = (7, 7, 2), 4, 3, 3
 LIMITS = (-1.0, 1.0)
@@ -296,7 +296,7 @@ SMOKE = ("batch", "walk_1", "scan", "classes_100", "training", "tracking", "swee
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, quick_compilation, one_thread, small_products):
+def smoke(tmp_path_factory, one_thread, small_products):
     """Return the folder and the results of a tiny run, in float32 as users run it."""
     out = tmp_path_factory.mktemp("benchmark")
     config = benchmark.Config(out=out, rows=SMOKE, rounds=2, sizes=TINY)

@@ -12,8 +12,6 @@ from experiments.harness import command
 from experiments.harness.networks import QUICK_PHOTOGRAPHS, build, load, renormalised
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def cuts():

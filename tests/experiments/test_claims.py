@@ -9,11 +9,9 @@ import pytest
 
 from experiments import claims
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, quick_compilation):
+def small(tmp_path_factory):
     """Return the configuration of a small run, and its results."""
     out = tmp_path_factory.mktemp("claims")
     config = claims.Config(pairs=2, steps=20, noise=0.09, claims=("S3", "S5", "S6"), out=out)

@@ -18,8 +18,6 @@ from experiments.harness.run import running
 from experiments.harness.study import Sizes, Study, places
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # The same lengths in all, so that they share compiled programs.
 SIZES = {"steps": 20, "save_every": 5}
 LEAF = data_leaf.Command(pairs=2, **SIZES)
@@ -34,7 +32,7 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
-def ran(request, tmp_path_factory, quick_compilation):
+def ran(request, tmp_path_factory):
     """Return the name of a command, its output folder, the claim, and what it returned."""
     module, options, claim = COMMANDS[request.param]
     out = tmp_path_factory.mktemp(request.param)

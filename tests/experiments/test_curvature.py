@@ -12,11 +12,9 @@ from experiments.curvature import measures
 from experiments.harness.command import perform
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, quick_compilation):
+def smoke(tmp_path_factory):
     """Return the folder of a small run, in float32 as users run it, and its results."""
     out = tmp_path_factory.mktemp("curvature")
     command = curvature.Command(pairs=16, hidden=12, epochs=2, steps=20, out=out)

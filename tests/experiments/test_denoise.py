@@ -17,8 +17,6 @@ from experiments.denoise.report import LEAF, label, paired, training_verdict
 from experiments.harness import command as command_line
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def pixels():
@@ -27,7 +25,7 @@ def pixels():
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, quick_compilation):
+def smoke(tmp_path_factory):
     """Return the output folder of a small run, in float32 as users run it, and its results."""
     out, training = tmp_path_factory.mktemp("denoise"), tmp_path_factory.mktemp("training")
     trained = zoo.load("digits_mlp")

@@ -10,11 +10,9 @@ from PIL import Image
 from experiments import drift
 from experiments.drift import TSIT5
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, quick_compilation):
+def smoke(tmp_path_factory):
     """Return the output folder of a small run, in float32 as users run it, and its results."""
     out = tmp_path_factory.mktemp("drift")
     config = drift.Config(out=out, images=2, steps=60, quick=True)

@@ -12,8 +12,6 @@ from experiments.harness.classifier import Classifier
 from experiments.harness.command import perform
 from foliax import Status, zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def found():

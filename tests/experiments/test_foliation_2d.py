@@ -13,7 +13,7 @@ from foliax.viz.plane import Family, Plane, plane, tinted
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, quick_compilation):
+def smoke(tmp_path_factory):
     """Return the output folder of a small run, and its results."""
     out = tmp_path_factory.mktemp("foliation_2d")
     with jax.enable_x64(False):

@@ -18,7 +18,7 @@ from foliax.viz.spacing import lattice
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, quick_compilation):
+def smoke(tmp_path_factory):
     """Return the output folder of a small run, and its results."""
     out = tmp_path_factory.mktemp("foliation_3d")
     with jax.enable_x64(False):

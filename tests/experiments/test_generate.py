@@ -16,8 +16,6 @@ from experiments.harness.command import perform
 from experiments.harness.populations import predict
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 COMMAND = generate.Command(pairs=10, samples=2, steps=10)
 
 

@@ -10,8 +10,6 @@ from flax import nnx
 from experiments import imagenet
 from foliax.zoo.efficientnet import EfficientNetLite
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _tiny():
     stages = ((1, 3, 1, 1, 4), (1, 3, 2, 2, 6))

@@ -8,8 +8,6 @@ import pytest
 
 from experiments import natural_gradient as ng
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):

@@ -16,8 +16,6 @@ from experiments.ood import __main__ as ood
 from experiments.ood import baselines, measures, tables
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 DIGITS = zoo.load_digits()
 

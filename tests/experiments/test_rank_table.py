@@ -11,8 +11,6 @@ from flax import nnx
 from experiments import rank_table
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def make(out, **options):
     """Return the results of a quick run, in float32 as users run it."""

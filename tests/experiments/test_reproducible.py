@@ -36,8 +36,6 @@ from experiments.harness import command
 from experiments.ood import __main__ as ood
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # The same lengths in all, so that they share compiled programs.
 SIZES = {"steps": 20, "save_every": 5}
 POPULATIONS = {

@@ -13,8 +13,6 @@ from experiments.harness.run import in_parts, keeping_nothing, mesh, running
 from foliax import zoo
 from foliax.apps import generate
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def scaled(model, xs, shifts, *, scale):
     return {"value": scale * xs @ model + shifts, "xs": xs}

@@ -18,8 +18,6 @@ from experiments.transfer import sets as transfer_sets
 from experiments.transfer.sets import Labelled, Wanted, in_shape, labelled_sets
 from foliax import zoo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WANTED = Wanted(train=60, test=30, budget=0.1, seed=3)
 COMMAND = transfer.Command(pairs=12, train=60, test=30, seed=3)
 
@@ -40,7 +38,7 @@ def no_fashion():
 
 
 @pytest.fixture(scope="module")
-def shown(no_fashion, quick_compilation):
+def shown(no_fashion):
     """Return the shipped network, its data, and the labelled sets."""
     with jax.enable_x64(False):
         model, data = zoo.load("digits_mlp"), zoo.load_digits()
@@ -48,7 +46,7 @@ def shown(no_fashion, quick_compilation):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, no_fashion, quick_compilation):
+def smoke(tmp_path_factory, no_fashion):
     """Return the folders of two small runs that must agree."""
     outs = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     with jax.enable_x64(False):

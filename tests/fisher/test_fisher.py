@@ -20,8 +20,6 @@ from foliax import fisher
 from tests.cases import CASES, SATURATED, layer, random_like, tanh_mlp
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMOOTH = ("tanh", "two_classes", "image")
 PLAIN = (*SMOOTH, "relu", "dead")
 

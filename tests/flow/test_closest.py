@@ -13,8 +13,6 @@ import foliax
 from foliax import Box, Status
 from tests.cases import CASES, leaf_projector
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PLANE = Partial(lambda weight, x: weight @ x, jnp.eye(3, 4).at[2].set(0))
 START, TARGET = jnp.array([0.0, 0.0, -1.0, 0.0]), jnp.array([1.0, 2.0, 3.0, 4.0])
 TANH, X = CASES["tanh"].model, CASES["tanh"].x
@@ -33,7 +31,7 @@ def test_on_a_plane_it_is_the_orthogonal_projection(restarts):
     assert int(found.num_steps) > 0
 
 
-@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("restarts", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_along_the_kernel_of_a_plane(restarts):
     found = foliax.closest(PLANE, START, TARGET, along="kernel", restarts=restarts, key=KEY)
     np.testing.assert_allclose(found.point, [0, 0, 3, 4], atol=1e-5)
@@ -41,7 +39,7 @@ def test_along_the_kernel_of_a_plane(restarts):
     assert found.status == Status.stalled
 
 
-@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("restarts", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_along_the_kernel_it_stays_in_the_box(restarts):
     """The closest point of a box in the plane that is left is the clipped one."""
     found = foliax.closest(
@@ -51,8 +49,15 @@ def test_along_the_kernel_it_stays_in_the_box(restarts):
     assert found.status in (Status.stalled, Status.boundary)
 
 
-@pytest.mark.parametrize("box", [None, Box(-2.5, 2.5)])
-@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize(
+    ("restarts", "box"),
+    [
+        (0, None),
+        (3, Box(-2.5, 2.5)),
+        pytest.param(0, Box(-2.5, 2.5), marks=pytest.mark.slow),
+        pytest.param(3, None, marks=pytest.mark.slow),
+    ],
+)
 def test_along_the_kernel_of_a_bent_network_p_is_kept(restarts, box):
     options = {"along": "kernel", "box": box, "max_steps": 100}
     found = foliax.closest(TANH, X, AWAY, restarts=restarts, key=KEY, **options)
@@ -93,8 +98,15 @@ def test_along_the_leaf_the_box_holds_nothing_but_the_start():
         foliax.closest(PLANE, 2 * START, TARGET, box=box, **options)
 
 
-@pytest.mark.parametrize("along", ["leaf", "kernel"])
-@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize(
+    ("along", "restarts"),
+    [
+        ("leaf", 1),
+        ("kernel", 0),
+        pytest.param("leaf", 0, marks=pytest.mark.slow),
+        pytest.param("kernel", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_traced_start_outside_the_box_is_a_status(along, restarts):
     find = partial(
         foliax.closest, PLANE, target=TARGET, box=Box(-1.5, 1.5), along=along, restarts=restarts,

@@ -1,6 +1,6 @@
 """Brownian motion against closed forms: a plane, a sphere, and the simplex in G's metric."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,14 @@ def simplex(x):
     return x
 
 
+@cache
+def sampler(model, **options):
+    sample = partial(foliax.brownian, model, num_steps=100, save_every=100, **options)
+    return jax.jit(jax.vmap(sample, in_axes=(None, 0, None)))
+
+
 def ends(model, x, time, seed, **options):
-    sample = partial(foliax.brownian, num_steps=100, save_every=100, **options)
-    keys = jax.random.split(jax.random.key(seed), NUM_PATHS)
-    return jax.jit(jax.vmap(lambda key: sample(model, x, key, time)))(keys)
+    return sampler(model, **options)(x, jax.random.split(jax.random.key(seed), NUM_PATHS), time)
 
 
 def agrees(samples, expected, *, bias=0.0):

@@ -14,9 +14,6 @@ from tests.cases import linear
 from tests.test_reference import ACTIVATIONS, DENSE, dense, weights
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 NETWORKS = {name: partial(dense, function) for name, function in ACTIVATIONS.items()}
 
 involutivity = jax.jit(foliax.involutivity, static_argnames=("pairs", "atol", "chunk"))

@@ -18,8 +18,6 @@ from tests.cases import (
 )
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @jax.jit
 def everything(model, x, v, w):

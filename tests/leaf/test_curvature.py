@@ -15,8 +15,6 @@ from foliax.likelihood import Gaussian
 from tests import cases
 from tests.cases import CASES
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 curvature = jax.jit(leaf.curvature)
 sectional = jax.jit(leaf.sectional)
 koszul = jax.jit(partial(leaf.sectional, method="koszul"))
@@ -47,7 +45,8 @@ def riemann_sectional(metric, u, v):
         return jnp.einsum("ijl,lk->ijk", lowered, jnp.linalg.inv(metric(z)))
 
     zero = jnp.zeros(len(u))
-    g, s, ds = metric(zero), gamma(zero), jax.jacfwd(gamma)(zero)  # ds[i, j, k, l] = ∂_l Γ^k_ij
+    # ds[i, j, k, l] = ∂_l Γ^k_ij
+    g, s, ds = jax.jit(lambda z: (metric(z), gamma(z), jax.jacfwd(gamma)(z)))(zero)
     # R^l_kij = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^m_jk Γ^l_im − Γ^m_ik Γ^l_jm
     r = (
         jnp.einsum("jkli->lkij", ds)
@@ -184,6 +183,7 @@ def test_the_connection_is_metric(name):
     def inside(x):
         return projector @ field(x)
 
+    @jax.jit
     def squared(t):
         x = case.x + t * v
         return inside(x) @ cases.pairwise_matrix(case.model, x) @ inside(x)

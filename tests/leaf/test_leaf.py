@@ -21,8 +21,6 @@ FULL = ("linear", "tanh", "image")
 STEPS = 32
 FINE = diffrax.Tsit5()
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 lifts = {n: jax.jit(partial(leaf.geodesic, num_steps=n)) for n in (8, 16, STEPS)}
 geodesic = lifts[STEPS]
 to_probabilities = jax.jit(
@@ -284,7 +282,8 @@ def test_where_the_rank_is_lower_great_circles_cannot_be_followed(name):
     np.testing.assert_array_equal(found.end, case.x)
 
 
-@pytest.mark.parametrize("name", ["narrow_layer", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["narrow_layer", "linear"])
 def test_the_distance_by_either_method(name):
     """At full rank both agree; where the rank is lower the closed form is a lower bound."""
     case = CASES[name]
@@ -301,6 +300,7 @@ def test_the_distance_by_either_method(name):
         assert found > bound * (1 + 1e-8)
 
 
+@pytest.mark.slow
 def test_no_distance_where_the_geodesic_does_not_arrive():
     case = CASES["linear"]
     assert np.isnan(distance_by_connection(case.model, case.x, other(case).at[0].set(jnp.nan)))
@@ -340,7 +340,8 @@ def test_a_trained_network_in_float32():
 # --- geodesics by the connection ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), "tanh"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "tanh"])
 def test_both_methods_agree_at_full_rank(name):
     case = CASES[name]
     v = 0.5 * foliax.project_leaf(case.model, case.x, cases.directions(case)[0])
@@ -353,11 +354,12 @@ def test_both_methods_agree_at_full_rank(name):
     assert np.max(np.abs(found.defect)) < 1e-4
 
 
+def four(_, x):
+    return jnp.stack([0 * x[0], x[0], x[1], x[0] + x[1]])
+
+
 def test_geodesics_of_independent_outputs_are_products():
     """Two independent binary outputs as 2 × 2 classes: a flat leaf, a product of two circles."""
-
-    def four(_, x):
-        return jnp.stack([0 * x[0], x[0], x[1], x[0] + x[1]])
 
     def angle(x):
         return 2 * np.arctan(np.exp(np.asarray(x) / 2))  # arc length of one binary output
@@ -375,8 +377,9 @@ def test_geodesics_of_independent_outputs_are_products():
 
 
 def test_a_target_off_the_image_stalls():
-    model = Partial(lambda _, x: jnp.stack([0 * x[0], x[0], x[1], x[0] + x[1]]), None)
-    found = by_connection(model, jnp.zeros(2), jnp.log(jnp.array([0.4, 0.1, 0.1, 0.4])))
+    found = by_connection(
+        Partial(four, None), jnp.zeros(2), jnp.log(jnp.array([0.4, 0.1, 0.1, 0.4]))
+    )
     assert found.status == Status.stalled
 
 

@@ -10,8 +10,6 @@ from jax import lax
 
 from foliax._linalg.row_space import RowSpace, _by_gram, _by_svd, _decomposed, _rounding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def matrix_of(rows, columns, condition, seed=0):
     """Return a matrix with singular values from 1 to 1 / condition."""

@@ -18,8 +18,6 @@ from foliax.zoo.foreign import load_torch
 from tests.cases import random_like
 from tests.tolerance import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STAGES = ((1, 3, 1, 1, 4), (1, 3, 2, 3, 6))  # the first block has a bypass
 
 

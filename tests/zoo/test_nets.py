@@ -13,8 +13,6 @@ import foliax
 from foliax import zoo
 from foliax.zoo import nets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = (6, 6, 1)
 
 
@@ -41,7 +39,7 @@ NETWORKS = {
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def model(request, quick_compilation):
+def model(request):
     """Each network in float64, so that derivatives can be compared closely."""
     made = NETWORKS[request.param](rngs=nnx.Rngs(2))
     return jax.tree.map(lambda w: w.astype(jnp.float64), made)
