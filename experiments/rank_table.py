@@ -3,9 +3,11 @@
     python -m experiments.rank_table --out out/rank_table
 
 makes the slides' table, with measured ranks beside the bounds, for every data set whose trained
-network is at hand: digits always; others from the checkpoints of `experiments.train`, named by
-`--mnist DIR`, `--fashion-mnist DIR`, `--cifar10 DIR`, `--cifar100 DIR`; ImageNet from the
-results.json of `experiments.imagenet`. A line without numbers says what it lacks. Writes
+network is at hand: digits and MNIST always, by the networks that come with foliax; others from the
+checkpoints of `experiments.train`, named by `--mnist DIR`, `--fashion-mnist DIR`, `--cifar10 DIR`,
+`--cifar100 DIR`; ImageNet from the results.json of `experiments.imagenet`. `--cifar10 FILE`, the
+papers' weights, is measured at 20 test images (extra `samples`), and so is an untrained network for
+CIFAR-100 where there is no other. A line without numbers says what it lacks. Writes
 `table.md`, `results.json` (the same for the same weights) and `run.json` (with the times).
 """
 
@@ -22,10 +24,10 @@ import numpy as np
 
 import foliax
 from experiments.harness.command import Run, script
-from experiments.harness.networks import load
+from experiments.harness.networks import Loaded, at_samples, build, load
 from experiments.harness.populations import quartiles
 from experiments.harness.report import FAILS, HOLDS, markdown_table, section, write_numbers
-from foliax import viz
+from foliax import viz, zoo
 
 _BLOCK = 8  # inputs at once
 _DENSE_UP_TO = 100  # n up to which a dense G is formed in float64 besides
@@ -163,7 +165,7 @@ class Command(Run):
     num_images: int = NUM_IMAGES  # Test images measured of each data set, at most
     mnist: Path | None = None  # Folder of a training of `experiments.train` on MNIST, and so on
     fashion_mnist: Path | None = None  # The same
-    cifar10: Path | None = None  # The same
+    cifar10: Path | None = None  # The same, or a file of the papers' weights
     cifar100: Path | None = None  # The same
     imagenet: Path | None = None  # The results.json of a run of `experiments.imagenet`
 
@@ -206,16 +208,30 @@ def make_table(command: Command) -> dict[str, Any]:
 def _row(name: str, command: Command) -> dict[str, Any]:
     """Return the numbers of a line, with the seconds an input took where it was measured."""
     limit = 8 if command.quick else command.num_images
-    if name == "digits":
-        digits = load("digits")
-        return measure("digits_mlp, as shipped", digits.model, digits.dataset.test_x[:limit])
-    given = getattr(command, name)
-    if given is None:
-        return {"missing": missing(name)}
+    given = getattr(command, name, None)
     if name == "imagenet":
-        return imagenet_row(given)
-    found = load(name, checkpoint=given)
+        return {"missing": missing(name)} if given is None else imagenet_row(given)
+    try:
+        found = _network(name, given)
+    except ImportError as error:
+        return {"missing": str(error)}
+    if found is None:
+        return {"missing": missing(name)}
     return measure(found.network, found.model, found.dataset.test_x[:limit])
+
+
+def _network(name: str, given: Path | None) -> Loaded | None:
+    """Return what a line is measured on; None where nothing is at hand."""
+    if given is not None and given.is_file():
+        return at_samples(name, given)
+    if given is not None:
+        return load(name, checkpoint=given)
+    if name == "cifar100":
+        samples = zoo.load_samples(name)
+        words = f"{KNOWN[name].net}, untrained. A trained one {missing(name)}"
+        return Loaded(build(KNOWN[name].net, samples), samples, words)
+    shipped = {"digits": "digits", "mnist": "mnist_5k"}
+    return load(shipped[name]) if name in shipped else None
 
 
 def measure(network: str, model: Any, xs: Any) -> dict[str, Any]:

@@ -61,6 +61,12 @@ def load(
     return Loaded(zoo.load_torch(papers_network(data), weights), data, weights.name)
 
 
+def at_samples(name: str, weights: Path) -> Loaded:
+    """Return the papers' network with weights from a file, and 20 test images of its data set."""
+    data = renormalised(zoo.load_samples(name))
+    return Loaded(zoo.load_torch(papers_network(data), weights), data, weights.name)
+
+
 def check_one_network(checkpoint: Path | None, epoch: int | None, weights: Path | None) -> None:
     """Refuse options that name two networks, or an epoch of none."""
     if checkpoint is not None and weights is not None:
@@ -185,7 +191,14 @@ class Trained:
 
 
 def obtain(
-    dataset: str, *, epochs: int, learning_rate: float, seed: int, out: Path, checkpoint: str
+    dataset: str,
+    *,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    out: Path,
+    checkpoint: str,
+    track_per_epoch: int = 10,
 ) -> Trained:
     """Return the training in the folder `checkpoint`, or with "auto" that in `out`.
 
@@ -197,7 +210,9 @@ def obtain(
     data = zoo.load_dataset(dataset)
     folder = out if checkpoint == "auto" else Path(checkpoint)
     if checkpoint == "auto":
-        config = zoo.TrainConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
+        config = zoo.TrainConfig(
+            epochs=epochs, learning_rate=learning_rate, seed=seed, track_per_epoch=track_per_epoch
+        )
         zoo.train(quick_network(data, seed=seed), data, config, out=out)
     there = tuple(e for e in zoo.epochs(folder) if checkpoint != "auto" or e <= epochs)
     newest = checkpoints.read(folder, there[-1])
