@@ -502,7 +502,11 @@ OTHERS = {
     "one row": ((features, make(), XS + (np.arange(11) == 5)[:, None]), {}, "contents of inputs"),
     "number": ((features, make(), XS[:9]), {}, r"\(11, 4\) float64.*there, .*\(9, 4\) float64"),
     "dtype": ((features, make(), XS.astype("f4")), {}, r"float64'\] there, .*float32'\] here"),
-    "fn": ((foliax.trace, make(), XS), {}, r"features there, foliax\.data_matrix\.trace here"),
+    "fn": (
+        (foliax.trace, make(), XS),
+        {},
+        r"features there, foliax\.data_matrix\.matrix\.trace here",
+    ),
     "options": ((partial(features), make(), XS), {"block": 2}, "block: 4 there, 2 here"),
     "batch": ((features, make(), XS), {"batch": 8}, "batch: 4 there, 8 here"),
 }

@@ -55,10 +55,14 @@ def test_every_data_set_of_the_slides_has_a_line(table):
     assert rows.keys() < lines.keys()
     assert json.loads((out / "results.json").read_text()) == results
     assert json.loads((out / "run.json").read_text())["seconds"]["digits"] > 0
-    for name in ("mnist", "cifar10", "cifar100"):
+    for name, key in (("cifar10", "missing"), ("cifar100", "network")):
         wanted = f"needs the internet: python -m experiments.train --dataset {name}"
-        assert wanted in rows[name]["missing"]
+        assert wanted in rows[name][key]
         assert wanted in lines[name]
+    assert rows["cifar100"]["network"].startswith("colour_cnn, untrained")
+    assert 9 < rows["cifar100"]["rank"]["default"]["largest"] <= 99
+    assert rows["mnist"]["network"] == "mnist_cnn, as shipped"
+    assert rows["mnist"]["rank"]["default"]["least"] == 9
     assert "--fashion-mnist DIR" in lines["fashion_mnist"]
     assert "pip install 'foliax[imagenet]'" in rank_table.missing("imagenet")
 

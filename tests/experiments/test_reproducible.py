@@ -17,7 +17,9 @@ import foliax
 from experiments import (
     cifar,
     data_leaf,
+    drift,
     dynamics,
+    explain,
     foliation_2d,
     foliation_3d,
     kernel,
@@ -29,8 +31,6 @@ from experiments import (
 from experiments.attack import __main__ as attack
 from experiments.curvature import __main__ as curvature
 from experiments.denoise import __main__ as denoise
-from experiments.drift import __main__ as drift
-from experiments.explain import __main__ as explain
 from experiments.generate import __main__ as generate
 from experiments.harness import command
 from experiments.ood import __main__ as ood

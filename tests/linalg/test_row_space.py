@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from foliax._linalg.row_space import RowSpace, _by_gram, _by_svd, _decomposed, _rounding
+from foliax._linalg.row_space import RowSpace, _by_gram, _by_svd, _decomposed
 
 
 def matrix_of(rows, columns, condition, seed=0):
@@ -24,7 +24,7 @@ def matrix_of(rows, columns, condition, seed=0):
 def test_both_ways_span_the_same(rows, columns, condition):
     k = matrix_of(rows, columns, condition)
     (basis, inverse, mask), good = jax.jit(_by_gram)(k)
-    rounding = float(jnp.max(_rounding(k, inverse)))
+    rounding = float(jnp.max(RowSpace(basis, inverse, mask, jnp.linalg.norm(k)).rounding()))
     assert good
     assert bool(jnp.all(mask))
     expected, *_ = _by_svd(k)
@@ -149,10 +149,10 @@ def test_rounding_says_how_far_the_basis_leaves_the_row_space(rows, condition):
     k = matrix_of(rows, 64, condition).astype("float32")
     exact, _ = np.linalg.qr(np.asarray(k, np.float64).T)
     (gram, good), by_svd = _by_gram(k), _by_svd(k)
-    for basis, inverse, _ in [gram, by_svd] if good else [by_svd]:
+    for parts in [gram, by_svd] if good else [by_svd]:
+        basis, said = parts[0], np.asarray(RowSpace(*parts, jnp.linalg.norm(k)).rounding())
         basis = np.asarray(basis, np.float64)
         outside = np.linalg.norm(basis - basis @ exact @ exact.T, axis=1)
-        said = np.asarray(_rounding(k, inverse))
         assert np.all(outside <= 4 * said)
         assert np.max(said) <= 200 * np.max(outside)
         assert np.max(said) <= 4 * np.sqrt(rows) * condition * np.finfo("float32").eps
