@@ -45,7 +45,7 @@ class Config(Run):
     """Which networks, how many images, and where to write."""
 
     # Data set; None for that of the checkpoint, and for digits without one.
-    dataset: Literal["digits", "mnist", "fashion_mnist", "kmnist"] | None = None
+    dataset: Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "kmnist"] | None = None
     # Folder of a training. Without it, digits take the network that comes with foliax.
     checkpoint: Path | None = None
     epochs: tuple[int, ...] = ()  # Which epochs of it are compared; none for the newest

@@ -56,7 +56,14 @@ class Command(commands.Command):
     # More data sets, where they are prepared.
     others: tuple[
         Literal[
-            "digits", "mnist", "fashion_mnist", "kmnist", "emnist/letters", "cifar10", "cifar100"
+            "digits",
+            "mnist_5k",
+            "mnist",
+            "fashion_mnist",
+            "kmnist",
+            "emnist/letters",
+            "cifar10",
+            "cifar100",
         ],
         ...,
     ] = ()
