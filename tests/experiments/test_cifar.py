@@ -1,6 +1,7 @@
 """The colour path runs on cuts of photographs, with a training of its own or foreign weights."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from flax import nnx
 
 from experiments import cifar
 from experiments.harness import command
-from experiments.harness.networks import QUICK_PHOTOGRAPHS, build, load, renormalised
+from experiments.harness.networks import QUICK_PHOTOGRAPHS, Loaded, build, load, renormalised
 from foliax import zoo
 
 
@@ -53,7 +54,10 @@ def test_published_weights_see_photographs(tmp_path):
     weights = {f"w.{name}.weight": rng.standard_normal(shape) for name, shape in shapes.items()}
     weights |= {f"w.{name}.bias": np.zeros(shape[0]) for name, shape in shapes.items()}
     np.savez(tmp_path / "net.npz", **weights)
-    loaded = cifar.Command(weights=tmp_path / "net.npz").load()
+    command = cifar.Command(weights=tmp_path / "net.npz")
+    loaded = command.load()
+    assert (loaded.dataset.name, loaded.dataset.length("test")) == ("cifar10", 20)
+    loaded = replace(command, dataset="photographs").load()
     assert loaded.network == "net.npz"
     assert loaded.dataset.class_names == cifar.CIFAR10
     assert loaded.model(loaded.dataset.test_x[0]).shape == (10,)
@@ -80,3 +84,18 @@ def test_networks_of_colour_are_made_by_name(name, layers, cuts):
 def test_cifar_itself_needs_a_network():
     with pytest.raises(ValueError, match=r"--checkpoint .* or --weights"):
         cifar.Command(dataset="cifar10").load()
+
+
+def test_samples_are_measured_one_by_one():
+    model = zoo.colour_cnn(rngs=nnx.Rngs(0))
+    data = renormalised(zoo.load_samples("cifar10"))
+    with jax.enable_x64(False):
+        found = cifar.ranks(Loaded(model, data, "net.npz"))
+    numbers = found["numbers"]
+    assert (numbers["num_images"], numbers["bound"]) == (20, 9)
+    images = numbers["images"].items()
+    right = sum(name.split(" ", 1)[1] == image["predicted"] for name, image in images)
+    assert right == numbers["right"]
+    for image in numbers["images"].values():
+        assert 0 < image["rank"] <= 9
+        assert image["trace"] > 0

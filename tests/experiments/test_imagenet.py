@@ -49,3 +49,14 @@ def test_quick_leaves_the_factor_out(tmp_path):
     results = imagenet.run(_config(tmp_path, quick=True), _tiny())
     assert "left out" in results["claims"]["S1"]["verdict"]
     assert "trace" not in results["claims"]["S1"]["numbers"]["images"]["chelsea"]
+
+
+def test_samples_of_imagenet_have_names_and_labels():
+    pixels, labels = imagenet._images(imagenet.Config(samples=2), 224)
+    assert list(pixels) == ["0 bull mastiff", "1 folding chair"]
+    assert labels == [243, 559]
+    for image in pixels.values():
+        assert image.shape == (224, 224, 3)
+        assert -1e-6 <= image.min() < image.max() <= 1 + 1e-6
+    with pytest.raises(ValueError, match="samples must be in 1 … 20, got 21"):
+        imagenet._images(imagenet.Config(samples=21), 224)
