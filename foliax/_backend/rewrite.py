@@ -20,6 +20,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from foliax._backend.fast import conv, window_max
+from foliax._core.compile import closed
 from foliax._core.types import Model, Operations, Precision
 
 Rule = Callable[..., Array]
@@ -104,7 +105,7 @@ def precision_of(model: Any) -> AbstractContextManager[Any]:
 def logits_of(model: Any, *args: Any) -> Any:
     """Call the model, in its precision: the one way in which foliax calls models."""
     with precision_of(model):
-        return model(*args)
+        return closed(model)(*args)
 
 
 def differentiable(model: Model, x: Array) -> Callable[[Array], Array]:

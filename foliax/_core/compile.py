@@ -175,14 +175,35 @@ class Captured(eqx.Module):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the function with the values that the leaves have now."""
+        return self.function()(*args, **options)
+
+    def function(self) -> types.FunctionType:
+        """Return the function that captures the values that the leaves have now."""
+        values = closed((self.cells, self.globals, self.defaults))
+        cells, captured, (positional, keyword) = values
         home = self.code.home.value
         if self.code.names:
-            home = home | dict(zip(self.code.names, self.globals, strict=True))
-        cells = tuple(map(types.CellType, self.cells))
-        positional, keyword = self.defaults
-        function = types.FunctionType(self.code.code, home, closure=cells, argdefs=positional)
+            home = home | dict(zip(self.code.names, captured, strict=True))
+        closure = tuple(map(types.CellType, cells))
+        function = types.FunctionType(self.code.code, home, closure=closure, argdefs=positional)
         function.__kwdefaults__ = keyword
-        return function(*args, **options)
+        return function
+
+
+def closed(tree: Any) -> Any:
+    """Return a pytree with plain functions again in the place of those that were opened.
+
+    So it is given to its own code, which may map over its leaves: Equinox's MLP takes each array
+    below its activation for one row for each neuron.
+    """
+
+    def is_open(node: Any) -> bool:
+        return isinstance(node, Captured)
+
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_open)
+    if not any(map(is_open, leaves)):
+        return tree
+    return treedef.unflatten(leaf.function() if is_open(leaf) else leaf for leaf in leaves)
 
 
 def opened(leaf: Any, _seen: tuple[int, ...] = ()) -> Any:

@@ -136,6 +136,28 @@ def test_models_with_functions_among_their_leaves():
     np.testing.assert_allclose(eqx.filter_jit(foliax.matrix)(net, X), reference, rtol=1e-10)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_leaf_that_captures_an_array_is_a_function_to_the_model(scan, wrapped):
+    weights = eqx.nn.MLP(4, 3, 5, 3, scan=scan, key=jax.random.key(0), dtype=jnp.float64)
+
+    def with_slope(slope):
+        slope = jnp.asarray(slope)
+        net = eqx.nn.MLP(
+            4, 3, 5, 3, lambda x: jnp.where(x > 0, slope * x, 0), scan=scan, key=jax.random.key(0)
+        )
+        net = eqx.tree_at(lambda net: net.layers, net, weights.layers)
+        return (lambda x: net(x)) if wrapped else net
+
+    call = lambda slope: foliax.trace(with_slope(slope), X)  # noqa: E731
+    np.testing.assert_allclose(call(1.0), foliax.trace(weights, X), rtol=1e-12)
+    assert grown(lambda: [call(slope) for slope in (0.5, 2.0)]) == 0
+    jacobian = jax.jacobian(with_slope(2.0))(X)
+    p = jax.nn.softmax(with_slope(2.0)(X))
+    metric = jnp.diag(p) - jnp.outer(p, p)
+    np.testing.assert_allclose(call(2.0), jnp.trace(jacobian.T @ metric @ jacobian), rtol=1e-10)
+
+
 def test_under_transformations_nothing_is_lost():
     case = CASES["tanh"]
     xs = jnp.stack([case.x, case.x + 0.1])
