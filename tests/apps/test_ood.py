@@ -252,7 +252,10 @@ def test_medoids_have_the_least_sum_of_squared_distances():
         (lambda: ood.score(3, XS[0], REFERENCES), "model must be callable"),
         (lambda: many(PLANE, XS[:, 0], REFERENCES), r"references must have shape \(k, \*x"),
         (lambda: many(PLANE, XS, REFERENCES, step=0.0), "step must be a finite number > 0"),
-        (lambda: many(PLANE, XS, REFERENCES, choice=np.array([[0]])), r"stacked alike.*\(7, 6\)"),
+        (
+            lambda: many(PLANE, XS, REFERENCES, choice=np.array([[0]])),
+            r"alike.*\(7, 12\), \(1, 1, 12\)",
+        ),
         (lambda: ood.prepare(PLANE, XS[0, 0]), "points must be stacked along axis 0"),
         (
             lambda: ood.medoids(np.zeros((3, 2)), np.zeros(2, int), num_classes=1),

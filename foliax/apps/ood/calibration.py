@@ -30,8 +30,8 @@ def calibrate(training: Named, *, share: float = 0.95) -> Calibration:
     """Estimate mean, deviation and threshold of scores on inputs of the distribution.
 
     Args:
-        training: Scores of N training inputs: what `scores` returned, or (N,) values by name. Best
-            of inputs that are not among the references.
+        training: Scores of N training inputs: what `foliax.map` returned, or (N,) values by name.
+            Best of inputs that are not among the references.
         share: Of the training inputs, how many shall lie at or below the threshold, in (0, 1).
 
     Returns:

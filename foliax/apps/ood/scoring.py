@@ -45,8 +45,8 @@ class References(NamedTuple):
 class Scores(NamedTuple):
     """Scores of one input, each higher the farther out of distribution.
 
-    Those over references are reduced to a scalar, or kept as (k,) with `reduce="none"`; `scores`
-    puts the inputs on a leading axis.
+    Those over references are reduced to a scalar, or kept as (k,) with `reduce="none"`;
+    `foliax.map` puts the inputs on a leading axis.
 
     Attributes:
         trace: trace G(x), in nats per squared input unit. At x alone.
