@@ -81,7 +81,8 @@ Image.open(viz.dynamics(slow, PICTURES / "paper.png"))
 #
 # ## On to the equilibrium
 #
-# SGD would need far more epochs for it; Adam comes nearer. `on_epoch` keeps the network of every epoch, for later.
+# SGD would need far more epochs for it; Adam comes nearer. `on_epoch` keeps the network of every
+# epoch, for later.
 
 # %%
 config = zoo.TrainConfig(
