@@ -1,6 +1,6 @@
 """Images that are not of a data set, in its normalised units, of several kinds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,12 @@ from foliax.zoo.data.dataset import Dataset
 from foliax.zoo.data.embedded import load_digits
 
 # Classes for which a changed image is another one: a mirrored 8 or a mirrored shirt is in the data.
-_DIGITS: tuple[str, ...] = ("digits", "mnist", "mnist_5k")
-_MIRRORED: dict[str, tuple[int, ...]] = dict.fromkeys(_DIGITS, (2, 3, 4, 5, 6, 7, 9)) | {
-    "fashion_mnist": (5, 7, 9)
+_DIGITS = ("digits", "mnist", "mnist_5k")
+_MIRRORED: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(_DIGITS, (2, 3, 4, 5, 6, 7, 9)),
+    "fashion_mnist": (5, 7, 9),
 }
-_ROTATED: dict[str, tuple[int, ...]] = dict.fromkeys(_DIGITS, (1, 2, 3, 4, 5, 6, 7, 8, 9))
+_ROTATED: Mapping[str, tuple[int, ...]] = dict.fromkeys(_DIGITS, (1, 2, 3, 4, 5, 6, 7, 8, 9))
 _TEXTURES = ("brick", "grass", "gravel")
 _WINDOWS = (48, 129)  # sides of the squares that are cut out of a texture and shrunk
 _FACES = 100  # of lfw_subset, the first half; the second shows no faces
