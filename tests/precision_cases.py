@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import equivariance, fisher, leaf, sharding
-from foliax.apps import attack, denoise, explain, generate, ood, transfer
+from foliax.apps import attack, denoise, explain, generate, ood
 from foliax.likelihood import Categorical
 
 KEY = jax.random.key(0)
@@ -173,7 +173,6 @@ CALLS: dict[str, Call] = {
     "generate.diffuse": lambda m, x: generate.diffuse(m, x, KEY, 0.1, num_steps=2, save_every=1),
     "ood.prepare": lambda m, _: ood.prepare(m, YS),
     "ood.score": lambda m, x: ood.score(m, x, YS, **FEW),
-    "transfer.spectra": lambda m, _: transfer.spectra(m, XS),
 }  # fmt: skip
 
 # Lowered with other models as well: each a way in which the model is differentiated.
@@ -198,7 +197,6 @@ WITHOUT_A_MODEL = {
     "denoise.nearest": "compares images",
     "explain.nearest_distribution": "of probabilities alone",
     "explain.order": "of numbers alone",
-    "explain.rank_correlation": "of numbers alone",
     "ood.calibrate": "of scores alone",
     "ood.combine": "of scores alone",
     "ood.exceeds": "of scores alone",

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import equivariance, fisher, leaf
-from foliax.apps import attack, denoise, generate, ood, transfer
+from foliax.apps import attack, denoise, generate, ood
 from tests import cases
 from tests.tolerance import assert_close
 
@@ -79,7 +79,7 @@ def algebra(model, x, y, u, v):
         "distance": leaf.distance(model, x, y),
         "distance_near": leaf.distance(model, x, x + 1e-3 * (y - x)),
         "length": leaf.length(model, jnp.stack([x, y, u])),
-        "spectra": transfer.spectra(model, jnp.stack([x, y])),
+        "spectra": foliax.map(foliax.spectrum, model, jnp.stack([x, y])).eigenvalues,
     }, {}
 
 

@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+import foliax
 from experiments.harness.populations import quartiles, rank_correlation
 from experiments.harness.run import sweep
 from experiments.ood.baselines import outputs
@@ -86,7 +87,7 @@ def measure(
 
 
 def _spectrum(model: Any, x: jax.Array) -> jax.Array:
-    return transfer.spectra(model, x[None])[0]
+    return foliax.spectrum(model, x).eigenvalues
 
 
 @jax.tree_util.Partial

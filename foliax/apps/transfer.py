@@ -2,24 +2,20 @@
 
 The eigenvalues of G at an input say how fast the output changes there, direction by direction. Over
 a data set the k-th largest has a distribution; two sets are compared by these, order by order, on
-a logarithmic scale. Labels are not used.
+a logarithmic scale. Labels are not used. `map(foliax.spectrum, model, xs).eigenvalues` are the
+eigenvalues at many inputs, and `foliax.sweep` takes them over sets that do not fit in memory.
 """
 
-from functools import partial
 from typing import NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._core.checks import as_point, check_count, check_positive
-from foliax._core.types import Count, Model
-from foliax._linalg.rank import default_rtol, singular_values
-from foliax.data_matrix import factor
+from foliax._core.checks import as_point, check_positive
+from foliax._linalg.rank import default_rtol
 
-__all__ = ["Summary", "log_spectra", "spectra", "spectral_distance", "summary"]
+__all__ = ["Summary", "log_spectra", "spectral_distance", "summary"]
 
 _LEVELS = (0.25, 0.5, 0.75)
 
@@ -36,52 +32,6 @@ class Summary(NamedTuple):
     log_trace: Float[Array, "3"]
 
 
-def spectra(model: Model, xs: ArrayLike, *, block: Count = 4) -> Float[Array, "n k"]:
-    """Return the eigenvalues of G at many inputs, in one compiled program.
-
-    They are squares of the singular values of the factor (see `foliax.eigh`, which gives the
-    eigenvectors of one input too): G itself is never formed. `foliax.sweep` takes the same over
-    sets that do not fit in memory.
-
-    Args:
-        model: Callable pytree from one input to C logits.
-        xs: (N, *x.shape) inputs, in the model's (normalised) units.
-        block: How many inputs are computed at once.
-
-    Returns:
-        (N, min(n, C − 1)), each row descending; their sum is the trace. Not-a-number where the
-        model's output is not finite.
-
-    Raises:
-        ValueError: If xs is no stack, the model does not map an input to logits, or block is no
-            count.
-
-    Source: Tron & Fioresi 2024, arXiv 2409.07412, for spectra of G over data sets.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> model = jax.tree_util.Partial(lambda x: jnp.stack([x[0], 0 * x[0]]))
-        >>> spectra(model, jnp.zeros((3, 2))).tolist()
-        [[0.25], [0.25], [0.25]]
-    """
-    check_count(block, name="block")
-    xs = as_point(xs, name="xs")
-    if xs.ndim < 2:
-        raise ValueError(f"xs must hold inputs stacked along axis 0, got shape {xs.shape}")
-    return _spectra(model, xs, min(int(block), len(xs)))
-
-
-@eqx.filter_jit
-def _spectra(model: Model, xs: Array, block: int) -> Array:
-    one = partial(_spectrum, model)
-    return lax.map(one, xs) if block == 1 else lax.map(one, xs, batch_size=block)
-
-
-def _spectrum(model: Model, x: Array) -> Array:
-    return singular_values(factor(model, x)) ** 2
-
-
 def log_spectra(eigenvalues: ArrayLike, *, floor: float | None = None) -> Float[Array, "*n k"]:
     """Return decimal logarithms of eigenvalues, those that are rounding raised to a floor.
 
@@ -90,7 +40,7 @@ def log_spectra(eigenvalues: ArrayLike, *, floor: float | None = None) -> Float[
     of the dtype.
 
     Args:
-        eigenvalues: (…, k) from `spectra`, ≥ 0, descending or not.
+        eigenvalues: (…, k) from `foliax.spectrum`, ≥ 0, descending or not.
         floor: Least eigenvalue that counts, relative to the largest of the input, > 0; None for
             (10 (k + 1) eps)², as in `foliax.rank`.
 
@@ -163,7 +113,7 @@ def summary(eigenvalues: ArrayLike, *, floor: float | None = None) -> Summary:
     """Return quartiles of the ordered log eigenvalues, and of the log trace, over a data set.
 
     Args:
-        eigenvalues: (N, k) from `spectra`.
+        eigenvalues: (N, k) from `foliax.spectrum` at N inputs.
         floor: As in `log_spectra`.
 
     Returns:

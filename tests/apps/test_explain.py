@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 from scipy.optimize import minimize, nnls
-from scipy.stats import spearmanr
 
 import foliax
 from foliax import Status
@@ -18,7 +17,6 @@ from foliax.apps.explain import (
     explain,
     nearest_distribution,
     order,
-    rank_correlation,
     reach,
 )
 from foliax.apps.explain.move import nearest
@@ -271,16 +269,6 @@ def test_classes_are_ordered_by_either_distance():
 def test_classes_that_are_not_reached_come_after_those_that_are():
     distances, reached = jnp.array([0.0, 1.0, 9.0, 3.0]), jnp.array([True, False, True, True])
     np.testing.assert_array_equal(order(distances, reached, 0), [3, 2, 1, 0])
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_rank_correlation_is_spearmans(seed):
-    rng = np.random.default_rng(seed)
-    a, b = rng.integers(0, 5, 12).astype(float), rng.normal(size=12)
-    among = rng.random(12) < 0.7
-    expected = spearmanr(a[among], b[among]).statistic
-    assert float(rank_correlation(a, b, among)) == pytest.approx(expected, abs=1e-12)
-    assert np.isnan(float(rank_correlation(a, b, among & (np.arange(12) == 3))))
 
 
 @pytest.mark.parametrize("block", [1, pytest.param(3, marks=pytest.mark.slow)])

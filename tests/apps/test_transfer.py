@@ -11,8 +11,12 @@ from jax.tree_util import Partial
 from scipy.stats import wasserstein_distance
 
 import foliax
-from foliax.apps.transfer import log_spectra, spectra, spectral_distance, summary
+from foliax.apps.transfer import log_spectra, spectral_distance, summary
 from tests.cases import CASES, SATURATED, linear, pairwise_matrix
+
+
+def spectra(model, xs):
+    return foliax.map(foliax.spectrum, model, xs).eigenvalues
 
 
 def closed_form(weight, logits):
@@ -64,38 +68,13 @@ DENSE = ("dead", "deficient_weights", "gap_10000", "image", "more_classes_than_i
 def test_spectra_are_those_of_the_dense_matrix(name):
     case = CASES[name]
     xs = jnp.stack([case.x, case.x + 0.1, -case.x])
-    found = spectra(case.model, xs, block=2)
+    found = spectra(case.model, xs)
     assert np.all(np.diff(found, axis=1) <= 0)
     dense = jax.jit(jax.vmap(pairwise_matrix, in_axes=(None, 0)))(case.model, xs)
     expected = np.linalg.eigvalsh(dense)[:, ::-1]
     scale = np.maximum(expected[:, :1], 1e-300)
     np.testing.assert_allclose(found / scale, expected[:, : found.shape[1]] / scale, atol=1e-10)
     np.testing.assert_allclose(found.sum(axis=1), expected.sum(axis=1), rtol=1e-9)
-
-
-def test_spectra_are_those_of_one_input_whatever_the_block():
-    case = CASES["tanh"]
-    xs = jnp.stack([case.x, case.x + 0.1, -case.x])
-    each = [foliax.eigh(case.model, x).values for x in xs]
-    for block in (1, 2, 9):
-        np.testing.assert_allclose(spectra(case.model, xs, block=block), each, rtol=1e-10)
-
-
-def test_spectra_take_a_model_as_an_argument_and_compile_once():
-    traced = []
-
-    def model_of(params, x):
-        traced.append(None)
-        return linear(params, x)
-
-    xs = jnp.ones((3, 4))
-    for seed in (1, 2):
-        weight = jnp.asarray(np.random.default_rng(seed).normal(size=(3, 4)))
-        spectra(Partial(model_of, (weight, jnp.zeros(3))), xs)
-        count = count if seed == 2 else len(traced)
-    assert len(traced) == count
-    inside = jax.jit(spectra)(Partial(linear, (weight, jnp.zeros(3))), xs)
-    np.testing.assert_allclose(inside, spectra(Partial(linear, (weight, jnp.zeros(3))), xs))
 
 
 def test_what_is_not_a_number_stays_in_its_row():
@@ -106,20 +85,6 @@ def test_what_is_not_a_number_stays_in_its_row():
     assert np.isnan(logs[1]).all()
     assert np.isfinite(logs[::2]).all()
     assert np.isnan(spectral_distance(logs, logs[:1]))
-
-
-@pytest.mark.parametrize(
-    ("xs", "options", "match"),
-    [
-        (jnp.ones(3), {}, r"xs must hold inputs stacked along axis 0, got shape \(3,\)"),
-        (jnp.ones((0, 3)), {}, r"xs must hold at least one number"),
-        (jnp.ones((2, 3)), {"block": 0}, "block must be a whole number >= 1, got 0"),
-        (jnp.ones((2, 3), int), {}, "xs must"),
-    ],
-)
-def test_spectra_refuse(xs, options, match):
-    with pytest.raises(ValueError, match=match):
-        spectra(Partial(linear, (jnp.eye(3), jnp.zeros(3))), xs, **options)
 
 
 # --- logarithms --------------------------------------------------------------------------------

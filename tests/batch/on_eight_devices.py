@@ -17,7 +17,7 @@ from flax import nnx
 
 import foliax
 from foliax import sharding, zoo
-from foliax.apps import denoise, explain, generate, ood, transfer
+from foliax.apps import denoise, explain, generate, ood
 
 STEPS = {"max_steps": 20, "save_every": 10}
 
@@ -67,7 +67,7 @@ def applications(xs, targets, keys):
             partial(foliax.map, generate.approach, max_steps=10, save_every=10), (xs, targets),
         ),
         "explain": (partial(foliax.map, explain.explain, max_steps=5), (xs,)),
-        "spectra": (transfer.spectra, (xs,)),
+        "spectrum": (partial(foliax.map, foliax.spectrum), (xs,)),
     }  # fmt: skip
 
 

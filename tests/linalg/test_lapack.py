@@ -111,7 +111,7 @@ def test_on_a_cpu_no_batch_goes_to_lapack(pair, batch):
 DECOMPOSING = (
     "eigh", "eigh by Lanczos", "rank", "frame", "project_leaf", "leaf.curvature", "leaf.extrinsic",
     "leaf.principal_curvatures", "equivariance.defect", "attack.spectral", "explain.reach",
-    "explain.reach in G's metric", "ood.prepare", "transfer.spectra", "drift",
+    "explain.reach in G's metric", "ood.prepare", "spectrum", "drift",
     pytest.param("closest along the kernel, with restarts", marks=pytest.mark.slow),
 )  # fmt: skip
 

@@ -18,7 +18,6 @@ from foliax.apps.explain.explanation import (
     explain,
     nearest_distribution,
     order,
-    rank_correlation,
     reach,
 )
 
@@ -28,6 +27,5 @@ __all__ = [
     "explain",
     "nearest_distribution",
     "order",
-    "rank_correlation",
     "reach",
 ]

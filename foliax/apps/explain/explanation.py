@@ -240,7 +240,12 @@ def order(distances: ArrayLike, reached: ArrayLike, label: int | ArrayLike) -> I
         >>> order(jnp.array([2.0, 0.0, 1.0]), jnp.ones(3, bool), 1).tolist()
         [2, 0, 1]
     """
-    distances, reached = _as_vectors(distances=distances, reached=reached)
+    distances, reached = jnp.asarray(distances), jnp.asarray(reached)
+    if distances.ndim != 1 or distances.shape != reached.shape:
+        raise ValueError(
+            "distances, reached must be (C,), one entry a class, got "
+            f"{distances.shape}, {reached.shape}; batch with jax.vmap"
+        )
     if reached.dtype != bool:
         raise ValueError(
             f"reached must be booleans, as `status == Status.arrived`, got dtype {reached.dtype}"
@@ -249,52 +254,3 @@ def order(distances: ArrayLike, reached: ArrayLike, label: int | ArrayLike) -> I
     # By three keys: the label last, before it what was not reached, by place where all is equal.
     mine = jnp.arange(distances.shape[0]) == label
     return jnp.lexsort((distances, ~reached, mine)).astype(jnp.int32)
-
-
-def rank_correlation(a: ArrayLike, b: ArrayLike, among: ArrayLike) -> Float[Array, ""]:
-    """Return Spearman's rank correlation of two distances to the classes.
-
-    Args:
-        a: (C,) distances.
-        b: (C,) others.
-        among: (C,) which classes count, as `(status == Status.arrived) & (classes != label)`.
-
-    Returns:
-        A number in [−1, 1]; NaN where fewer than two classes count, all are equally far, or one
-        that counts has no distance.
-
-    Raises:
-        ValueError: If the three are not (C,).
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> r = rank_correlation(jnp.arange(3.0), jnp.array([5.0, 7.0, 9.0]), jnp.ones(3, bool))
-        >>> f"{r:.3f}"
-        '1.000'
-    """
-    *both, counts = _as_vectors(a=a, b=b, among=among)
-    counts = counts.astype(bool)
-    number = jnp.sum(counts)
-
-    def centred(values: Array) -> Array:
-        below = jnp.sum((values[None] < values[:, None]) & counts, axis=1)
-        ties = jnp.sum((values[None] == values[:, None]) & counts, axis=1)
-        ranks = below + (ties - 1) / 2  # of equal ones the mean, as Spearman's
-        return jnp.where(counts, ranks - (number - 1) / 2, 0)
-
-    one, other = map(centred, both)
-    size = norm(one) * norm(other)
-    known = ~jnp.any(counts & (jnp.isnan(both[0]) | jnp.isnan(both[1])))
-    # Clipped, as rounding leads beyond 1; a NaN stays.
-    return jnp.clip(jnp.sum(one * other) / jnp.where((size > 0) & known, size, jnp.nan), -1, 1)
-
-
-def _as_vectors(**named: ArrayLike) -> list[Array]:
-    """Return vectors of one length, one entry a class."""
-    vectors = [jnp.asarray(value) for value in named.values()]
-    if vectors[0].ndim != 1 or len({vector.shape for vector in vectors}) > 1:
-        told = ", ".join(str(vector.shape) for vector in vectors)
-        raise ValueError(
-            f"{', '.join(named)} must be (C,), one entry a class, got {told}; batch with jax.vmap"
-        )
-    return vectors
