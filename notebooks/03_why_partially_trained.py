@@ -81,8 +81,8 @@ Image.open(viz.dynamics(slow, PICTURES / "paper.png"))
 #
 # ## On to the equilibrium
 #
-# SGD would need far more epochs for it; Adam comes nearer. `on_epoch` keeps the network of every
-# epoch, for later.
+# Continued to the papers' 30 epochs, SGD leaves the mean trace at about 0.15. Adam goes further.
+# `on_epoch` keeps the network of every epoch, for later.
 
 # %%
 config = zoo.TrainConfig(
@@ -203,7 +203,7 @@ print(f"at the end, a tenth of the images has {100 * share:.0f} % of all that is
 # Three quantities behave differently here that are easily confused:
 #
 # - the **trace** of $G$ falls at the typical image. Its mean over the training images falls less,
-#   and that over these test images hardly at all: the few near a decision boundary, which the
+#   and that over these test images by only a fifth: the few near a decision boundary, which the
 #   network has not memorised, have nearly everything that is left;
 # - the **rank** falls as far as your tolerance lets it. It says how many directions exceed it;
 # - the **distribution** $D$ keeps its dimension. It is spanned by differences of logits, in which
