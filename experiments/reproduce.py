@@ -32,7 +32,7 @@ class Extent(NamedTuple):
 
 
 EXTENTS: Mapping[str, Extent] = {
-    "mnist_5k": Extent(20, 3, 24, frozenset({1, 20})),
+    "mnist_5k": Extent(20, 3, 16, frozenset({1, 20})),
     "digits": Extent(30, 10, 64, frozenset({1, 5, 30})),
 }
 
@@ -46,7 +46,7 @@ class Config(command.Run):
     dataset: Literal["mnist_5k", "digits"] = "mnist_5k"
     # Epochs of training by plain SGD at the papers' rate; None for 20 on MNIST, 30 on the digits.
     epochs: int | None = None
-    # Pairs of test images that are walked; None for 24 of MNIST, where a step takes fifty times as
+    # Pairs of test images that are walked; None for 16 of MNIST, where a step takes fifty times as
     # long, and 64 of the digits.
     pairs: int | None = None
     # "auto" trains, or goes on with what the output folder holds; otherwise a folder of checkpoints
