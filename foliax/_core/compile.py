@@ -21,6 +21,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MOST_PROGRAMS = 256  # kept of all functions together; the one unused for longest goes first
+# XLA's newer emitters of fused loops take as long again to compile what then runs no faster.
+_COMPILER_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 _LIBRARIES = ("diffrax", "equinox", "flax", "foliax", "jax", "lineax", "optax", "optimistix")
 NOT_TRACEABLE = (
     jax.errors.ConcretizationTypeError,
@@ -70,8 +72,9 @@ def _run(
     arrays = [leaf for leaf, is_array in zip(leaves, places, strict=True) if is_array]
     fixed = tuple(None if is_array else leaf for leaf, is_array in zip(leaves, places, strict=True))
     _refuse_deleted(function, given, arrays)
+    alone = not any(isinstance(leaf, Tracer) for leaf in arrays)
     try:
-        program = _program(function, treedef, places, fixed, tuple(map(type, fixed)))
+        program = _program(function, treedef, places, fixed, tuple(map(type, fixed)), alone)
     except TypeError:  # what cannot be hashed cannot be looked up
         return function(*given[0], **given[1])
     return program.eval_shape(arrays) if shapes_only else program(arrays)
@@ -84,6 +87,7 @@ def _program(
     places: tuple[bool, ...],
     fixed: tuple[Any, ...],
     kinds: tuple[type, ...],
+    alone: bool,
 ) -> Any:
     del kinds  # distinguishes 1 from True and 1.0
 
@@ -93,8 +97,10 @@ def _program(
         args, options = treedef.unflatten(next(rest) if there else leaf for there, leaf in pairs)
         return function(*args, **options)
 
-    # Inlined, so that inside another program nothing is compiled separately.
-    return jax.jit(run, inline=True)
+    # Inlined, so that inside another program nothing is compiled separately. XLA takes options for
+    # a whole program alone.
+    options = _COMPILER_OPTIONS if alone and jax.default_backend() == "cpu" else None
+    return jax.jit(run, inline=True, compiler_options=options)
 
 
 def _is_array(leaf: Any) -> bool:

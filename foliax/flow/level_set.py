@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from foliax._linalg.products import dot
-from foliax._linalg.row_space import RowSpace, least_norm
+from foliax._linalg.row_space import RowSpace, least_norm, orthogonal_part
 from foliax.flow.box import Box
 
 _MAX_HOLDS = 6
@@ -31,17 +31,23 @@ def resolution(likelihood: Any, logits: Float[Array, " c"], dtype: Any) -> Float
 
 
 def free_direction(
-    space: RowSpace, v: Float[Array, " n"], x: Float[Array, " n"], box: Box | None
+    space: RowSpace,
+    k: Float[Array, "r n"],
+    v: Float[Array, " n"],
+    x: Float[Array, " n"],
+    box: Box | None,
 ) -> Float[Array, " n"]:
     """Return the part of v that keeps p to first order and respects the active bounds.
 
-    Projects v on {u : B u = 0, u = 0 on the held pixels}, starting with no pixel held, and holds
+    Projects v on {u : K u = 0, u = 0 on the held pixels}, starting with no pixel held, and holds
     those whose bound the result would cross, until none does.
     """
-    free = jnp.ones_like(x, dtype=bool)
-    u = _kernel_part(space, v, free)
+    u = v
+    for _ in range(2):  # the second round removes the rounding of the first
+        u = u - space.project_through(k, u)
     if box is None:
         return u
+    basis = space.through(k).basis
     at_lower, at_upper = x <= box.lower, x >= box.upper
 
     def blocked(u: Array) -> Bool[Array, " n"]:
@@ -50,8 +56,9 @@ def free_direction(
     def hold(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         free, u = carry
         free = free & ~blocked(u)
-        return free, _kernel_part(space, v, free)
+        return free, orthogonal_part(basis * free, v * free)
 
+    free = jnp.ones_like(x, dtype=bool)
     free, u = eqxi.while_loop(
         lambda carry: jnp.any(blocked(carry[1])),
         hold,
@@ -104,10 +111,11 @@ def _chord(
     """Return the best point met by chord iterations inside the box, and its defect."""
 
     def back(x: Array, d: Array) -> Array:
-        inside = jnp.ones_like(x, bool) if box is None else (x > box.lower) & (x < box.upper)
-        # K u = −d, said in the basis: B u = −inverse d.
-        moved = x - least_norm(space.basis * inside, dot(space.inverse, d))
-        return moved if box is None else box.clip(moved)
+        c = dot(space.inverse, d)  # K u = −d, said in the basis: B u = −inverse d
+        if box is None:
+            return x - dot(c, space.basis)
+        inside = (x > box.lower) & (x < box.upper)
+        return box.clip(x - least_norm(space.basis * inside, c))
 
     x = x if box is None else box.clip(x)
     return chord_iterations(back, defect, x, resolution, _MAX_CORRECTIONS)
@@ -145,13 +153,3 @@ def chord_iterations(
         kind="checkpointed",
     )
     return best, least
-
-
-def _kernel_part(
-    space: RowSpace, v: Float[Array, " n"], free: Bool[Array, " n"]
-) -> Float[Array, " n"]:
-    """Project v on {u : B u = 0, u = 0 where not free}."""
-    basis, u = space.basis * free, v * free
-    for _ in range(2):  # the second round removes the rounding of the first
-        u = u - least_norm(basis, dot(basis, u))
-    return u

@@ -3,6 +3,7 @@
 Both take one start and are integrated by diffrax (see `solver`); `foliax.map` takes many.
 """
 
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -23,7 +24,8 @@ from foliax._core.likelihood import Likelihood
 from foliax._core.types import Along, Count, Model, Scheme, Speed
 from foliax.flow.box import Box, check_box
 from foliax.flow.path import Path
-from foliax.flow.solver import Integrator, Plan, Scene, integrate
+from foliax.flow.solver import Integrator, integrate
+from foliax.flow.state import Plan, Scene
 from foliax.likelihood import Categorical
 
 __all__ = ["drift", "walk"]
@@ -114,9 +116,9 @@ def walk(
     _check_kicks(kicks, kick, key)
     return _run(
         model, x, target, likelihood, box, step, arrival, stall, kick, key,
-        Integrator(solver, controller, adjoint, progress_meter), goal_name="target",
-        plan=Plan(True, along, scheme == "published", speed == "gradient", kicks,
-                  max_steps, save_every), scheme=scheme,
+        Integrator(solver, controller, adjoint, progress_meter, max_steps, save_every),
+        goal_name="target", scheme=scheme,
+        plan=partial(Plan, True, along, scheme == "published", speed == "gradient", kicks),
     )  # fmt: skip
 
 
@@ -184,9 +186,9 @@ def drift(
     """
     return _run(
         model, x, direction, likelihood, box, step, 0.0, 0.0, 1.0, None,
-        Integrator(solver, controller, adjoint, progress_meter), goal_name="direction",
-        plan=Plan(False, along, scheme == "published", False, 0, max_steps, save_every),
-        scheme=scheme,
+        Integrator(solver, controller, adjoint, progress_meter, max_steps, save_every),
+        goal_name="direction", scheme=scheme,
+        plan=partial(Plan, False, along, scheme == "published", False, 0),
     )  # fmt: skip
 
 
@@ -205,18 +207,18 @@ def _run(
     *,
     goal_name: str,
     scheme: str,
-    plan: Plan,
+    plan: Any,  # all of a Plan but the rows
 ) -> Path:
     """Check the arguments, flatten them, and integrate."""
-    check_choice(plan.along, name="along", choices=("leaf", "kernel"))
+    max_steps, save_every = integrator.max_steps, integrator.save_every
     check_choice(scheme, name="scheme", choices=("exact", "published"))
     check_positive(step, name="step")
-    check_count(plan.max_steps, name="max_steps")
-    check_count(plan.save_every, name="save_every")
-    if plan.max_steps > _MOST_STEPS:
-        raise ValueError(
-            f"max_steps must be at most {_MOST_STEPS}, got {plan.max_steps}; chain walks"
-        )
+    check_count(max_steps, name="max_steps")
+    check_count(save_every, name="save_every")
+    if max_steps > _MOST_STEPS:
+        raise ValueError(f"max_steps must be at most {_MOST_STEPS}, got {max_steps}; chain walks")
+    plan = plan(1 + max_steps // save_every)
+    check_choice(plan.along, name="along", choices=("leaf", "kernel"))
     x = as_point(x)
     goal = as_tangent(goal, x, name=goal_name)
     check_box(box, x)
@@ -231,8 +233,8 @@ def _run(
         box=jax.tree.map(flat, box),
         start=flat(x),
         goal=flat(goal),
-        start_logits=None,
-        contrasts=None,
+        max_steps=jnp.asarray(max_steps, dtype),
+        save_every=jnp.asarray(save_every, dtype),
         step=jnp.asarray(step, dtype),
         arrival=jnp.asarray(arrival, dtype),
         stall=jnp.asarray(stall, dtype),
@@ -242,7 +244,7 @@ def _run(
         shape=x.shape,
         dtype=x.dtype,
     )
-    return integrate(scene, integrator)
+    return integrate(scene, None if integrator.is_plain() else integrator)
 
 
 def _check_kicks(kicks: int, kick: Any, key: Array | None) -> None:

@@ -131,13 +131,13 @@ def _diffused(scene: Scene, key: Array, scale: Array, num_steps: int, save_every
 
 def _proposal(scene: Scene, x: Float[Array, " n"], noise: Float[Array, " n"]) -> Array:
     """Return the end of a step of Brownian motion on the leaf through x."""
-    _, _, space = scene.seen(x)
+    _, k, space = scene.seen(x)
     if scene.along == "leaf":
         tangent = space.project(noise)
         # Heun's mean of the projections at both ends makes the noise Stratonovich's.
         _, _, ahead = scene.seen(x + tangent)
         return x + (tangent + ahead.project(noise)) / 2
-    moved = x + free_direction(space, noise, x, scene.box)
+    moved = x + free_direction(space, k, noise, x, scene.box)
 
     def defect(y: Array) -> Array:
         return contrast_change(LIKELIHOOD, scene.start_logits, scene.logits(y))
