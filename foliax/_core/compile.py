@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, get_args
 import equinox as eqx
 import jax
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 P = ParamSpec("P")
@@ -23,6 +24,7 @@ R = TypeVar("R")
 _MOST_PROGRAMS = 256  # kept of all functions together; the one unused for longest goes first
 # XLA's newer emitters of fused loops take as long again to compile what then runs no faster.
 _COMPILER_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+_NUMBER = np.float32(1)
 _LIBRARIES = ("diffrax", "equinox", "flax", "foliax", "jax", "lineax", "optax", "optimistix")
 NOT_TRACEABLE = (
     jax.errors.ConcretizationTypeError,
@@ -72,12 +74,17 @@ def _run(
     arrays = [leaf for leaf, is_array in zip(leaves, places, strict=True) if is_array]
     fixed = tuple(None if is_array else leaf for leaf, is_array in zip(leaves, places, strict=True))
     _refuse_deleted(function, given, arrays)
-    alone = not any(isinstance(leaf, Tracer) for leaf in arrays)
+    alone = not any(isinstance(leaf, Tracer) for leaf in arrays) and not _inside_a_program()
     try:
         program = _program(function, treedef, places, fixed, tuple(map(type, fixed)), alone)
     except TypeError:  # what cannot be hashed cannot be looked up
         return function(*given[0], **given[1])
     return program.eval_shape(arrays) if shapes_only else program(arrays)
+
+
+def _inside_a_program() -> bool:
+    """Tell whether a program is being traced, as an operation on a number shows."""
+    return isinstance(lax.neg(_NUMBER), Tracer)
 
 
 @functools.lru_cache(maxsize=_MOST_PROGRAMS)

@@ -196,3 +196,12 @@ def test_a_deleted_argument_is_named():
 def test_documentation_and_signature_stay():
     assert foliax.trace.__doc__.startswith("Return trace G(x, w)")
     assert compiled(linear).__name__ == "linear"
+
+
+def test_inside_a_program_on_arrays_that_are_known():
+    """XLA's options belong to a whole program: within one there are none to give."""
+    known = jnp.ones(4)
+    for run in (jax.jit, jax.vmap, jax.grad):
+        argument = known if run is jax.vmap else 1.0
+        function = run(lambda s: s * foliax.trace(Partial(linear, WEIGHT), known))
+        np.testing.assert_allclose(function(argument), expected(WEIGHT), rtol=1e-12)
