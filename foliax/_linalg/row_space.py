@@ -104,21 +104,23 @@ class RowSpace(eqx.Module):
 
 def least_norm(basis: Float[Array, "m n"], c: Float[Array, " m"]) -> Float[Array, " n"]:
     """Return the least u with basis u = c, or the nearest to it where the rows are dependent."""
-    return _spread(_inverse_factor(basis), basis, c)
+    return _spread(inverse_factor(basis), basis, c)
 
 
 def orthogonal_part(basis: Float[Array, "m n"], v: Float[Array, " n"]) -> Float[Array, " n"]:
     """Return the part of v that is orthogonal to rows that need not be orthonormal."""
-    half = _inverse_factor(basis)
+    half = inverse_factor(basis)
     for _ in range(2):  # the second round removes the rounding of the first
         v = v - _spread(half, basis, dot(basis, v))
     return v
 
 
-def _inverse_factor(basis: Float[Array, "m n"]) -> Float[Array, "m m"]:
-    """Return M with M (B Bᵀ) Mᵀ = 1, up to a ridge for rows that are dependent."""
-    ridge = jnp.finfo(basis.dtype).eps * jnp.eye(basis.shape[0], dtype=basis.dtype)
-    return _inverse_cholesky(dot(basis, basis.T) + ridge)
+def inverse_factor(
+    basis: Float[Array, "m n"], ridge: float | Float[Array, ""] = 0
+) -> Float[Array, "m m"]:
+    """Return M with M (B Bᵀ + ridge) Mᵀ = 1; some ridge there is always, for dependent rows."""
+    eye = jnp.eye(len(basis), dtype=basis.dtype)
+    return _inverse_cholesky(dot(basis, basis.T) + (ridge + jnp.finfo(basis.dtype).eps) * eye)
 
 
 def _spread(half: Float[Array, "m m"], basis: Array, c: Float[Array, " m"]) -> Float[Array, " n"]:

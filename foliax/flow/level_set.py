@@ -30,6 +30,11 @@ def resolution(likelihood: Any, logits: Float[Array, " c"], dtype: Any) -> Float
     return 4 * eps * (1 + jnp.max(sizes, where=jnp.isfinite(sizes), initial=0))
 
 
+def tolerance(resolution: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the change of the contrasts up to which a point lies on the level set."""
+    return _TOLERANCE + 4 * resolution
+
+
 def free_direction(
     space: RowSpace,
     k: Float[Array, "r n"],
@@ -76,29 +81,34 @@ def onto_level_set(
     moved: Float[Array, " n"],
     box: Box | None,
     resolution: Float[Array, ""],
+    *,
+    max_corrections: int = _MAX_CORRECTIONS,
+    shorten: float = _SHORTEN,
 ) -> Float[Array, " n"]:
     """Return the end of a step from `start` to `moved`, brought back onto the level set of p.
 
     `defect` gives the contrasts H (s(x) − s(first point)), which the leaf conserves. Where they
     cannot be brought within the tolerance the step is shortened, at last to nothing.
     """
-    tolerance = _TOLERANCE + 4 * resolution
+    most = tolerance(resolution)
 
     def attempt(carry: tuple) -> tuple:
         scale, _, _ = carry
-        end, left = _chord(space, defect, start + scale * (moved - start), box, resolution)
-        return scale / _SHORTEN, end, left
+        end, left = _chord(
+            space, defect, start + scale * (moved - start), box, resolution, max_corrections
+        )
+        return scale / shorten, end, left
 
     first = (jnp.ones_like(resolution), start, jnp.full_like(resolution, jnp.inf))
     _, end, left = eqxi.while_loop(
-        lambda carry: carry[2] > tolerance,
+        lambda carry: carry[2] > most,
         attempt,
         first,
         max_steps=_MAX_ATTEMPTS,
         kind="checkpointed",
     )
     # A defect that is not a number is for the caller to see.
-    return jnp.where(left > tolerance, start, end)
+    return jnp.where(left > most, start, end)
 
 
 def _chord(
@@ -107,6 +117,7 @@ def _chord(
     x: Float[Array, " n"],
     box: Box | None,
     resolution: Float[Array, ""],
+    max_corrections: int,
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
     """Return the best point met by chord iterations inside the box, and its defect."""
 
@@ -118,7 +129,7 @@ def _chord(
         return box.clip(x - least_norm(space.basis * inside, c))
 
     x = x if box is None else box.clip(x)
-    return chord_iterations(back, defect, x, resolution, _MAX_CORRECTIONS)
+    return chord_iterations(back, defect, x, resolution, max_corrections)
 
 
 def chord_iterations(

@@ -15,7 +15,7 @@ class Status(eqx.Enumeration):
     and `print(path.status)` give the sentence, which begins with the name.
     """
 
-    arrived = "arrived: within `arrival` of the target."
+    arrived = "arrived: within `arrival` of the target, or at the closest point along the kernel."
     completed = "completed: all steps were taken."
     # The distribution holds (nearly) nothing of the direction, or the velocity turned round.
     stalled = "stalled: no direction is left to follow. This is the closest point, or the farthest."

@@ -18,14 +18,13 @@ from jaxtyping import Array, Float
 from foliax._core.compile import compiled
 from foliax._core.jacobian import as_time
 from foliax.flow.path import Code, Path
+from foliax.flow.scene import Scene
 from foliax.flow.state import (
     RUNNING,
-    Scene,
     State,
     corrected,
     evaluate,
     heading_at,
-    linearised,
     path,
     row,
     unmeasured,
@@ -172,7 +171,7 @@ class LeafStepper(diffrax.AbstractSolver):
 
         def rate(t: Any, x: Array, args: Any) -> Array:
             del t, args
-            return heading_at(scene, x, *linearised(scene, x)[1:]).velocity
+            return heading_at(scene, x, *scene.linearised(x)[1:]).velocity
 
         term = diffrax.ODETerm(rate)
         state = self.solver.init(term, t0, t1, y0.x, None)

@@ -4,22 +4,19 @@ One Jacobian at a point gives the velocity, the measurements kept in the path, t
 and the correction back onto the leaf. `solver` integrates it.
 """
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from foliax._core.jacobian import contrast_jacobian
 from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace
-from foliax.flow.box import Box
-from foliax.flow.flat import Flat
-from foliax.flow.level_set import free_direction, onto_level_set, resolution
+from foliax.flow.level_set import free_direction, onto_level_set
 from foliax.flow.path import Code, Path, as_status
-from foliax.likelihood import contrast_change, logit_change
+from foliax.flow.scene import Scene
+from foliax.likelihood import logit_change
 
 RUNNING = -1.0
 _THIN = 10  # D is thin where a random direction has less than 1 / _THIN of its length in it
@@ -28,59 +25,6 @@ _NUMBERS = (
     "steps", "distance", "tangent_fraction", "probability_change", "dimension", "box_excess",
     "leaf_defect",
 )  # fmt: skip
-
-
-class Plan(eqx.Module):
-    """What a compiled walk depends on besides arrays."""
-
-    toward: bool = eqx.field(static=True)
-    along: str = eqx.field(static=True)
-    published: bool = eqx.field(static=True)
-    gradient: bool = eqx.field(static=True)  # speed ‖P d‖ instead of 1
-    kicks: int = eqx.field(static=True)
-    rows: int = eqx.field(static=True)  # of the path
-
-
-class Scene(Flat):
-    """Everything that stays fixed during one walk."""
-
-    likelihood: Any
-    box: Box | None
-    start: Float[Array, " n"]
-    goal: Float[Array, " n"]  # the target, or the direction
-    max_steps: Float[Array, ""]
-    save_every: Float[Array, ""]
-    step: Float[Array, ""]
-    arrival: Float[Array, ""]
-    stall: Float[Array, ""]
-    kick: Float[Array, ""]
-    key: Array | None
-    plan: Plan
-    # Known once the integration has begun:
-    start_logits: Any = None  # (C,)
-    contrasts: Any = None  # (r, C), those of the start: on a walk the same classes can occur
-    misplaced: Any = None  # whether the start lies outside the box
-
-    def begun(self) -> "Scene":
-        """Return the same scene with what is known of the start."""
-        logits = self.logits(self.start)
-        contrasts = self.likelihood.contrasts(logits)
-        misplaced = jnp.asarray(False) if self.box is None else ~self.box.holds(self.start)
-        return dataclasses.replace(
-            self, start_logits=logits, contrasts=contrasts, misplaced=misplaced
-        )
-
-    def direction(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
-        """Return what is projected at x."""
-        return self.goal - x if self.plan.toward else self.goal
-
-    def resolution(self) -> Float[Array, ""]:
-        """Return how finely the contrasts of this model's logits resolve."""
-        return resolution(self.likelihood, self.start_logits, self.dtype)
-
-    def defect(self, logits: Float[Array, " c"]) -> Float[Array, " r"]:
-        """Return the change of what a kernel leaf conserves."""
-        return contrast_change(self.likelihood, self.start_logits, logits)
 
 
 class State(eqx.Module):
@@ -152,7 +96,7 @@ def unmeasured(scene: Scene) -> State:
 def _measured(scene: Scene, x: Float[Array, " n"], before: State) -> State:
     """Return the state at x, finite or not: one Jacobian."""
     plan = scene.plan
-    logits, k, space = linearised(scene, x)
+    logits, k, space = scene.linearised(x)
     heading = heading_at(scene, x, k, space)
     distance = heading.whole if plan.toward else norm(x - scene.start)
     moved = x - before.x
@@ -179,15 +123,6 @@ def _measured(scene: Scene, x: Float[Array, " n"], before: State) -> State:
     verdict = _verdict(scene, state, heading.followable, turned)
     state = eqx.tree_at(lambda s: s.status, state, verdict)
     return _kicked(scene, state) if plan.kicks else state
-
-
-def linearised(scene: Scene, x: Float[Array, " n"]) -> tuple[Array, Array, RowSpace]:
-    """Return logits, contrast Jacobian and its row space at x."""
-    logits, k = contrast_jacobian(
-        scene.model, scene.shaped(x), scene.likelihood, contrasts=scene.contrasts
-    )
-    logits, k = logits.astype(x.dtype), k.astype(x.dtype)
-    return logits, k, RowSpace.of(k)
 
 
 class Heading(NamedTuple):

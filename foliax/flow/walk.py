@@ -3,29 +3,21 @@
 Both take one start and are integrated by diffrax (see `solver`); `foliax.map` takes many.
 """
 
-from functools import partial
 from typing import Any
 
 import diffrax
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from foliax._core.checks import (
-    as_point,
-    as_tangent,
     check_choice,
     check_count,
     check_key,
-    check_positive,
 )
-from foliax._core.jacobian import logits_struct, working_dtype
 from foliax._core.likelihood import Likelihood
 from foliax._core.types import Along, Count, Model, Scheme, Speed
-from foliax.flow.box import Box, check_box
 from foliax.flow.path import Path
+from foliax.flow.scene import Plan, Scene, make_scene
 from foliax.flow.solver import Integrator, integrate
-from foliax.flow.state import Plan, Scene
 from foliax.likelihood import Categorical
 
 __all__ = ["drift", "walk"]
@@ -40,6 +32,7 @@ def walk(
     *,
     along: Along = "leaf",
     box: Any = None,  # a Box
+    free: ArrayLike | None = None,
     step: float | Array = 0.1,
     max_steps: Count = 5000,
     save_every: Count = 50,
@@ -71,6 +64,8 @@ def walk(
         along: "leaf" for D, "kernel" for ker G.
         box: The pixel bounds, in the units of x, which x must respect (the target need not); None
             for none.
+        free: A boolean mask that broadcasts to x, true where x may move (pixels, patches, tokens);
+            None for everywhere. D, the kernel and all lengths are then those of the free entries.
         step: Length of a step, > 0, in the units of x.
         max_steps: Steps at most, ≤ 80,000; sets the shape of the result.
         save_every: A point is kept every so many steps.
@@ -111,15 +106,15 @@ def walk(
         (True, ['3.000', '0.000'])
     """
     check_choice(speed, name="speed", choices=("unit", "gradient"))
-    check_positive(arrival, name="arrival", or_zero=True)
-    check_positive(stall, name="stall", or_zero=True)
-    _check_kicks(kicks, kick, key)
-    return _run(
-        model, x, target, likelihood, box, step, arrival, stall, kick, key,
-        Integrator(solver, controller, adjoint, progress_meter, max_steps, save_every),
-        goal_name="target", scheme=scheme,
-        plan=partial(Plan, True, along, scheme == "published", speed == "gradient", kicks),
+    _check_kicks(kicks, key)
+    integrator = Integrator(solver, controller, adjoint, progress_meter, max_steps, save_every)
+    scene = make_scene(
+        model, x, target, likelihood, box, free,
+        _plan(along, scheme, integrator, toward=True, gradient=speed == "gradient", kicks=kicks),
+        key=key, max_steps=max_steps, save_every=save_every, step=step, arrival=arrival,
+        stall=stall, kick=kick,
     )  # fmt: skip
+    return _integrated(scene, integrator)
 
 
 def drift(
@@ -129,6 +124,7 @@ def drift(
     *,
     along: Along = "leaf",
     box: Any = None,  # a Box
+    free: ArrayLike | None = None,
     step: float | Array = 0.1,
     max_steps: Count = 1000,
     save_every: Count = 50,
@@ -152,6 +148,8 @@ def drift(
         along: "leaf" for D, "kernel" for ker G.
         box: The pixel bounds, in the units of x, which x must respect (the target need not); None
             for none.
+        free: A boolean mask that broadcasts to x, true where x may move (pixels, patches, tokens);
+            None for everywhere. D, the kernel and all lengths are then those of the free entries.
         step: Length of a step, > 0, in the units of x.
         max_steps: How many steps, ≤ 80,000; sets the shape of the result.
         save_every: A point is kept every so many steps.
@@ -184,72 +182,36 @@ def drift(
         >>> [f"{v:.3f}" for v in path.end], float(path.probability_change[-1])
         (['0.000', '5.000'], 0.0)
     """
-    return _run(
-        model, x, direction, likelihood, box, step, 0.0, 0.0, 1.0, None,
-        Integrator(solver, controller, adjoint, progress_meter, max_steps, save_every),
-        goal_name="direction", scheme=scheme,
-        plan=partial(Plan, False, along, scheme == "published", False, 0),
+    integrator = Integrator(solver, controller, adjoint, progress_meter, max_steps, save_every)
+    scene = make_scene(
+        model, x, direction, likelihood, box, free,
+        _plan(along, scheme, integrator, toward=False, gradient=False, kicks=0),
+        goal_name="direction", max_steps=max_steps, save_every=save_every, step=step, arrival=0.0,
+        stall=0.0, kick=1.0,
     )  # fmt: skip
+    return _integrated(scene, integrator)
 
 
-def _run(
-    model: Model,
-    x: ArrayLike,
-    goal: ArrayLike,
-    likelihood: Likelihood,
-    box: Box | None,
-    step: Any,
-    arrival: Any,
-    stall: Any,
-    kick: Any,
-    key: Array | None,
-    integrator: Integrator,
-    *,
-    goal_name: str,
-    scheme: str,
-    plan: Any,  # all of a Plan but the rows
-) -> Path:
-    """Check the arguments, flatten them, and integrate."""
+def _plan(
+    along: str, scheme: str, integrator: Integrator, *, toward: bool, gradient: bool, kicks: int
+) -> Plan:
+    """Check what a compiled walk depends on besides arrays."""
     max_steps, save_every = integrator.max_steps, integrator.save_every
     check_choice(scheme, name="scheme", choices=("exact", "published"))
-    check_positive(step, name="step")
     check_count(max_steps, name="max_steps")
     check_count(save_every, name="save_every")
     if max_steps > _MOST_STEPS:
         raise ValueError(f"max_steps must be at most {_MOST_STEPS}, got {max_steps}; chain walks")
-    plan = plan(1 + max_steps // save_every)
-    check_choice(plan.along, name="along", choices=("leaf", "kernel"))
-    x = as_point(x)
-    goal = as_tangent(goal, x, name=goal_name)
-    check_box(box, x)
-    dtype = working_dtype(x, logits_struct(model, x, likelihood))
+    rows = 1 + max_steps // save_every
+    return Plan(toward, along, scheme == "published", gradient, kicks, rows)
 
-    def flat(array: Array) -> Array:
-        return jnp.broadcast_to(array, x.shape).ravel().astype(dtype)
 
-    scene = Scene(
-        model=model,
-        likelihood=likelihood,
-        box=jax.tree.map(flat, box),
-        start=flat(x),
-        goal=flat(goal),
-        max_steps=jnp.asarray(max_steps, dtype),
-        save_every=jnp.asarray(save_every, dtype),
-        step=jnp.asarray(step, dtype),
-        arrival=jnp.asarray(arrival, dtype),
-        stall=jnp.asarray(stall, dtype),
-        kick=jnp.asarray(kick, dtype),
-        key=key,
-        plan=plan,
-        shape=x.shape,
-        dtype=x.dtype,
-    )
+def _integrated(scene: Scene, integrator: Integrator) -> Path:
     return integrate(scene, None if integrator.is_plain() else integrator)
 
 
-def _check_kicks(kicks: int, kick: Any, key: Array | None) -> None:
+def _check_kicks(kicks: int, key: Array | None) -> None:
     check_count(kicks, name="kicks", least=0)
-    check_positive(kick, name="kick")
     if kicks and key is None:
         raise ValueError(f"kicks={kicks} needs a key, e.g. key=jax.random.key(0)")
     if kicks:
