@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import equivariance, fisher, leaf, sharding
-from foliax.apps import attack, denoise, explain, generate, ood
+from foliax.apps import attack, denoise, explain, generate, metamer, ood
 from foliax.likelihood import Categorical
 
 KEY = jax.random.key(0)
@@ -118,6 +118,7 @@ CALLS: dict[str, Call] = {
     "closest": lambda m, x: foliax.closest(m, x, Y, **FEW),
     "closest along the kernel, with restarts": lambda m, x: foliax.closest(
         m, x, Y, along="kernel", box=foliax.Box(-4.0, 4.0), restarts=1, key=KEY, **FEW),
+    "metamer.metamers": lambda m, x: metamer.metamers(m, x, YS, num=1, max_steps=2),
     "brownian": lambda m, x: foliax.brownian(m, x, KEY, 0.1, num_steps=2, save_every=1),
     "brownian along the kernel": lambda m, x: foliax.brownian(
         m, x, KEY, 0.1, along="kernel", num_steps=2, save_every=1),
@@ -197,6 +198,7 @@ WITHOUT_A_MODEL = {
     "denoise.nearest": "compares images",
     "explain.nearest_distribution": "of probabilities alone",
     "explain.order": "of numbers alone",
+    "metamer.invariance_radius": "of numbers alone",
     "ood.calibrate": "of scores alone",
     "ood.combine": "of scores alone",
     "ood.exceeds": "of scores alone",

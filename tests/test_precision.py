@@ -30,7 +30,8 @@ PLATFORMS = ("cuda", "tpu")
 MODULES = (
     "data_matrix", "equivariance", "fisher", "flow.brownian",
     "flow.closest", "flow.walk", "foliation", "leaf", "batch.sharding", "batch.sweep",
-    "apps.attack", "apps.denoise", "apps.explain", "apps.generate", "apps.ood", "apps.transfer",
+    "apps.attack", "apps.denoise", "apps.explain", "apps.generate", "apps.metamer", "apps.ood",
+    "apps.transfer",
 )  # fmt: skip
 PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution)\b")
 FLOATS = re.compile(r"-> tensor<(?:\d+x)*(?:f|bf)\d+>")
