@@ -8,7 +8,7 @@ import pytest
 
 import foliax
 from foliax import equivariance, fisher, leaf, sharding, viz, zoo
-from foliax.apps import attack, denoise, explain, generate, ood, transfer
+from foliax.apps import attack, denoise, explain, generate, metamer, ood, transfer
 
 DOCS = Path(__file__).parent.parent / "docs"
 DIRECTIVES = [
@@ -33,6 +33,7 @@ ROOMS = [("foliax.md", foliax, FACE)] + [
         denoise,
         explain,
         generate,
+        metamer,
         ood,
         transfer,
         attack,

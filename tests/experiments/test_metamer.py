@@ -58,7 +58,8 @@ def test_the_sensitivity_radius_changes_the_label(found):
 def test_the_command_writes_numbers_and_pictures(tmp_path):
     command = metamer.Command(quick=True, steps=10, references=1, radii=1, pairs=3, out=tmp_path)
     perform(command, metamer.measure_command, title="metamer")
-    numbers = json.loads((tmp_path / "results.json").read_text())["claims"]["metamer"]["numbers"]["network"]
+    claims = json.loads((tmp_path / "results.json").read_text())["claims"]
+    numbers = claims["metamer"]["numbers"]["network"]
     assert numbers["num_pairs"] == 3
     assert numbers["change_of_p"]["largest"] <= 1e-5
     assert numbers["radii"]["sensitivity"]["median"] > 0
