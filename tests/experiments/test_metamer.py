@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import metamer
+import foliax
 from experiments.harness.classifier import Classifier
 from experiments.harness.command import perform
 from experiments.harness.populations import norms
+from experiments.metamer import __main__ as metamer
+from experiments.metamer.trainings import ADVERSARIAL, PENALTY, PLAIN, trained
 from foliax import zoo
+from foliax.apps import attack
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,24 @@ def test_the_command_writes_numbers_and_pictures(tmp_path):
     for name in ("metamer.png", "metamer_classes.png", "metamer.gif"):
         with Image.open(tmp_path / name) as image:
             assert image.size[0] > 100
+
+
+def test_an_adversarial_training_withstands_attacks_that_a_plain_one_does_not():
+    with jax.enable_x64(False):
+        data = zoo.load_digits()
+        networks = trained(data, epochs=3, budget=2.0, seed=0)
+        x, y = data.test_x[:100], data.test_y[:100]
+
+        def share(model):
+            attacked = jax.vmap(
+                lambda x, y: attack.projected_gradient(model, x, 2.0, label=y, box=data.box).logits
+            )(x, y)
+            return np.mean(np.argmax(attacked, axis=1) == y)
+
+        assert set(networks) == {PLAIN, PENALTY, ADVERSARIAL}
+        assert share(networks[ADVERSARIAL].model) > share(networks[PLAIN].model)
+        traces = {
+            name: np.mean(jax.vmap(foliax.trace, (None, 0))(one.model, x))
+            for name, one in networks.items()
+        }
+        assert traces[PENALTY] < traces[PLAIN]

@@ -2,6 +2,7 @@
 
     python -m experiments.metamer --dataset mnist_5k --pairs 100 --out out/metamer
     python -m experiments.metamer --checkpoint out/train --epochs 1 5 20 --pairs 100
+    python -m experiments.metamer --dataset mnist_5k --trainings --pairs 100
 
 finds, for pairs of test images of two classes, the image nearest to the second that has the
 probabilities of the first (`foliax.closest` along the kernel): how near it comes, how far p moves,
@@ -42,6 +43,7 @@ from experiments.harness.populations import (
 )
 from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from experiments.harness.run import in_parts, sweep
+from experiments.metamer.trainings import trained
 from foliax import viz, zoo
 from foliax.apps import explain
 from foliax.apps.metamer import invariance_radius, metamers
@@ -49,6 +51,7 @@ from foliax.apps.metamer import invariance_radius, metamers
 _KEPT = 1e-5  # largest change of a probability at which p counts as kept
 _SHOWN = 4  # pairs in the picture
 _FRAMES = 24
+_EPOCHS = 10  # of each training
 _RIVALS = 3  # classes to which the data leaf is followed
 _REACH_STEPS = 400
 _BANK = 5000  # training images at most, for neighbours
@@ -61,6 +64,10 @@ class Command(commands.Command):
     pairs: commands.Count = 100  # How many pairs of test images
     # Epochs of the training to compare; none for `epoch` alone. Pictures are of the first.
     epochs: tuple[int, ...] = ()
+    # Compare three trainings of one small network instead: plain, with a penalty on trace G, and
+    # adversarial (projected gradient).
+    trainings: bool = False
+    budget: float = 3.0  # Of the adversarial training, normalised units
     steps: int = 60  # Steps at most, from either side
     radii: int = 20  # Images whose two radii are measured; 0 for none
     references: int = 3  # Images of other classes, for each of them
@@ -70,21 +77,20 @@ class Command(commands.Command):
 def measure_command(command: Command) -> commands.Found:
     """Find the metamers of every network, and draw those of the first."""
     command = command.at_most(pairs=8, radii=2, references=2, steps=30)
-    networks = [replace(command, epoch=epoch).load() for epoch in command.epochs]
-    networks = networks or [command.load()]
-    data = networks[0].dataset
+    networks = load(command)
+    shown = next(iter(networks.values()))
+    data = shown.dataset
     classifier = independent(data, quick=command.quick)
     numbers: dict[str, Any] = {}
     rows: list[Any] = []
-    names = [f"epoch {epoch}" for epoch in command.epochs] or ["network"]
-    for name, network in zip(names, networks, strict=True):
+    for name, network in networks.items():
         starts, targets = drawn(network.model, data, command.pairs, command.seed)
         found = nearest(network.model, data, starts, targets, steps=command.steps)
         numbers[name] = summary(network.model, data, starts, targets, found, classifier)
         if command.radii:
             numbers[name]["radii"] = radii(network.model, data, classifier, command)
         rows += records(name, starts, targets, found, classifier)
-        if network is networks[0]:
+        if network is shown:
             draw(network, starts, targets, found, classifier, command.out)
             draw_classes(network, command.out / "metamer_classes.png", steps=command.steps)
     found = section(
@@ -102,7 +108,18 @@ def measure_command(command: Command) -> commands.Found:
         columns=("", *numbers),
         rows=[[words, *(f"{name}.{path}" for name in numbers)] for words, path in _table(command)],
     )
-    return commands.Found(networks[0], {"metamer": found}, {"pairs": rows})
+    return commands.Found(shown, {"metamer": found}, {"pairs": rows})
+
+
+def load(command: Command) -> dict[str, Loaded]:
+    """Return the networks that are compared, by name."""
+    if not command.trainings:
+        epochs = {f"epoch {epoch}": replace(command, epoch=epoch) for epoch in command.epochs}
+        return {name: one.load() for name, one in (epochs or {"network": command}).items()}
+    return trained(
+        command.load().dataset, epochs=1 if command.quick else _EPOCHS, budget=command.budget,
+        seed=command.seed,
+    )  # fmt: skip
 
 
 def drawn(model: Any, data: Any, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
