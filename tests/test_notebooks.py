@@ -26,8 +26,8 @@ def pair():
     return module
 
 
-def test_there_are_four():
-    assert [script.stem[:2] for script in SCRIPTS] == ["01", "02", "03", "04"]
+def test_there_are_five():
+    assert [script.stem[:2] for script in SCRIPTS] == ["01", "02", "03", "04", "05"]
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == {script.stem for script in SCRIPTS}
 
 
