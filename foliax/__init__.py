@@ -15,6 +15,8 @@ import importlib.metadata
 from typing import Any
 
 from foliax._backend.rewrite import with_options as with_options
+from foliax.adapt import Adapted as Adapted
+from foliax.adapt import adapt as adapt
 from foliax.batch.map import map as map
 from foliax.batch.sweep import sweep as sweep
 from foliax.data_matrix import Eigen as Eigen

@@ -662,6 +662,8 @@ NUMBERS = [
         "operations must be one of 'auto', 'fast', 'stock', got 'slow'"),
     row("no such precision", "with_options", lambda: foliax.with_options(MODEL, precision="half"),
         "precision must be one of 'highest', 'high', 'default', got 'half'"),
+    row("no model", "adapt", lambda: foliax.adapt(3), "model must be a network or a function"),
+    row("NaN weights", "adapt", lambda: foliax.trace(foliax.adapt(NAN_WEIGHTS), X), tells),
     row("no model", "with_options", lambda: foliax.with_options(3),
         "model must be callable from one input to C logits, got int"),
     row("rtol NaN", "rank dimension frame", lambda: foliax.frame(MODEL, X, rtol=nan),

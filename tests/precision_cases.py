@@ -190,6 +190,7 @@ WITHOUT_A_MODEL = {
     "sharding.replicate": "moves arrays",
     "sharding.initialize": "joins processes",
     "sharding.mesh": "lists devices",
+    "adapt": "wraps a model",
     "with_options": "says how a model is to be evaluated",
     "equivariance.identity": "moves pixels",
     "equivariance.mirror": "moves pixels",

@@ -26,7 +26,8 @@ def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"{name} must be a floating-point array, got dtype {x.dtype}; G differentiates with "
-            f"respect to it, so convert and normalise first, e.g. {name}.astype(jnp.float32) / 255"
+            f"respect to it, so convert and normalise first, e.g. {name}.astype(jnp.float32) / 255;"
+            " embed tokens first"
         )
     if x.size == 0:
         raise ValueError(f"{name} must hold at least one number, got the empty shape {x.shape}")

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from foliax._backend.rewrite import WithOptions
 from foliax._core.compile import Captured
+from foliax._core.fixed import Fixed
 from foliax._core.types import Model
 
 
@@ -96,11 +97,11 @@ def _is_variable(node: Any) -> bool:
 
 def _is_unit(node: Any) -> bool:
     """Return whether a part of a model is weights, or is none, as a whole."""
-    return isinstance(node, Captured) or _is_variable(node)
+    return isinstance(node, Captured | Fixed) or _is_variable(node)
 
 
 def _is_weight(leaf: Any) -> bool:
-    if isinstance(leaf, Captured):
+    if isinstance(leaf, Captured | Fixed):
         return False
     if _is_variable(leaf):
         return isinstance(leaf, _nnx().Param) and all(map(_is_weight, jax.tree.leaves(leaf)))
