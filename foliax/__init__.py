@@ -29,6 +29,7 @@ from foliax.data_matrix import matrix as matrix
 from foliax.data_matrix import matvec as matvec
 from foliax.data_matrix import quadratic as quadratic
 from foliax.data_matrix import rank as rank
+from foliax.data_matrix import solve as solve
 from foliax.data_matrix import spectrum as spectrum
 from foliax.data_matrix import trace as trace
 from foliax.data_matrix import trace_estimate as trace_estimate

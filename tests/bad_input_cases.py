@@ -202,6 +202,7 @@ OF_A_POINT: dict[str, Callable[..., Any]] = {
         foliax.dimension, foliax.involutivity, foliax.spectrum)},
     **{f.__name__: compiled(f, V) for f in (
         foliax.matvec, foliax.kl, foliax.quadratic, foliax.project_leaf, foliax.project_kernel)},
+    "solve": compiled(lambda m, x, v: foliax.solve(m, x, v, 0.1), V),
     "trace_estimate": compiled(of_model(lambda m, x: foliax.trace_estimate(m, x, KEY)), None),
     "leaf.distance": compiled(leaf.distance, FAR),
     "leaf.length": compiled(lambda m, x, y: leaf.length(m, jnp.stack([x, y])), FAR),
@@ -626,6 +627,7 @@ NUMBERS = [
     *refuse_steps("denoise.project", lambda step: denoise.project(MODEL, X, XS, step=step)),
     *refuse_steps("fisher.solve", lambda d: fisher.solve(
         MODEL, XS, MODEL, damping=d), what="damping"),
+    *refuse_steps("solve", lambda d: foliax.solve(MODEL, X, V, d), what="damping"),
     *refuse_steps("fisher.natural_gradient", lambda d: fisher.natural_gradient(
         MODEL, d), what="damping"),
     # What only values show under jit comes back in the status.

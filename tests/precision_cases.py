@@ -93,6 +93,7 @@ CALLS: dict[str, Call] = {
     "factor": foliax.factor,
     "matrix": foliax.matrix,
     "matvec": lambda m, x: foliax.matvec(m, x, V),
+    "solve": lambda m, x: foliax.solve(m, x, V, 0.1),
     "trace": foliax.trace,
     "eigh": foliax.eigh,
     "eigh by Lanczos": lambda m, x: foliax.eigh(m, x, 1, method="lanczos"),

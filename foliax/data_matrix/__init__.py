@@ -14,6 +14,7 @@ from foliax.data_matrix.matrix import (
     matvec,
     quadratic,
     rank,
+    solve,
     spectrum,
     trace,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "matvec",
     "quadratic",
     "rank",
+    "solve",
     "spectrum",
     "trace",
     "trace_estimate",

@@ -26,7 +26,7 @@ from tests.cases import (
 )
 from tests.tolerance import assert_close
 
-# Each function as f(model, x, v), so that one suite serves all; the first six promise gradients.
+# Each function as f(model, x, v), so that one suite serves all; the first seven promise gradients.
 FUNCTIONS = {
     "factor": lambda model, x, _: foliax.factor(model, x),
     "matrix": lambda model, x, _: foliax.matrix(model, x),
@@ -34,6 +34,7 @@ FUNCTIONS = {
     "trace": lambda model, x, _: foliax.trace(model, x),
     "kl": lambda model, x, v: foliax.kl(model, x, 0.3 * v),
     "quadratic": foliax.quadratic,
+    "solve": lambda model, x, v: foliax.solve(model, x, v, 0.1),
     "eigenvalues": lambda model, x, _: foliax.eigh(model, x).values,
     "rank": lambda model, x, _: foliax.rank(model, x),
     "frame": lambda model, x, _: foliax.frame(model, x).mask,
@@ -41,7 +42,7 @@ FUNCTIONS = {
     "project_leaf": foliax.project_leaf,
     "project_kernel": foliax.project_kernel,
 }
-DIFFERENTIABLE = ("factor", "matrix", "matvec", "trace", "kl", "quadratic")
+DIFFERENTIABLE = ("factor", "matrix", "matvec", "trace", "kl", "quadratic", "solve")
 
 
 @jax.jit
@@ -59,6 +60,7 @@ def everything(model, x, v):
         "dimension": foliax.dimension(model, x),
         "spectrum": foliax.spectrum(model, x),
         "quadratic": foliax.quadratic(model, x, v),
+        "solve": foliax.solve(model, x, v, 0.1),
         "pairwise": pairwise_matrix(model, x),
         "definition": definition_matrix(model, x),
     }
@@ -124,6 +126,38 @@ def test_leading_pairs_are_the_first_of_all():
         pairs = foliax.eigh(case.model, case.x, k)
         assert pairs.vectors.shape == (k, *case.x.shape)
         assert_close(pairs.values, got["values"][:k])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_solve_inverts_the_damped_matrix(name):
+    case, v, got = evaluated(name)
+    dense = np.linalg.solve(got["pairwise"] + 0.1 * np.eye(case.n), np.ravel(v))
+    assert_close(got["solve"].ravel(), dense, rtol=1e-9)
+
+
+@pytest.mark.parametrize("damping", [1e-12, 1e-6, 1.0, 1e6])
+def test_solve_at_any_damping(damping):
+    """Along an eigenvector it is exact where (G + damping)⁻¹ written as a difference is not."""
+    case = CASES["tanh"]
+    values, vectors = foliax.eigh(case.model, case.x)
+    for value, vector in zip(values, vectors, strict=True):
+        got = foliax.solve(case.model, case.x, vector, damping)
+        left = jnp.linalg.norm(got - vector / (value + damping))
+        assert float(left * (value + damping)) < 1e-13 * float(value / damping + 1)
+    across = foliax.project_kernel(case.model, case.x, directions(case)[0])
+    got = foliax.solve(case.model, case.x, across, damping)
+    assert_close(got, across / damping, rtol=1e-10)
+
+
+def test_a_damped_step_raises_one_logit_and_changes_the_rest_least():
+    case = CASES["tanh"]
+    gradient = jax.grad(lambda x: case.model(x)[1])(case.x)
+    natural = foliax.solve(case.model, case.x, gradient, 1e-4)
+    costs = [
+        float(foliax.quadratic(case.model, case.x, move / jnp.vdot(gradient, move)))
+        for move in (natural, gradient)
+    ]
+    assert costs[0] < 0.5 * costs[1]
 
 
 def test_small_eigenvalues_keep_their_digits():
