@@ -15,7 +15,6 @@ import importlib.metadata
 from typing import Any
 
 from foliax._backend.rewrite import with_options as with_options
-from foliax.adapt import Adapted as Adapted
 from foliax.adapt import adapt as adapt
 from foliax.batch.map import map as map
 from foliax.batch.sweep import sweep as sweep
@@ -33,6 +32,7 @@ from foliax.data_matrix import solve as solve
 from foliax.data_matrix import spectrum as spectrum
 from foliax.data_matrix import trace as trace
 from foliax.data_matrix import trace_estimate as trace_estimate
+from foliax.describe import describe as describe
 from foliax.flow.box import Box as Box
 from foliax.flow.brownian import Brownian as Brownian
 from foliax.flow.brownian import brownian as brownian

@@ -666,6 +666,13 @@ NUMBERS = [
         "precision must be one of 'highest', 'high', 'default', got 'half'"),
     row("no model", "adapt", lambda: foliax.adapt(3), "model must be a network or a function"),
     row("NaN weights", "adapt", lambda: foliax.trace(foliax.adapt(NAN_WEIGHTS), X), tells),
+    row("constant logits", "describe", lambda: foliax.describe(CONSTANT, X),
+        lambda found: (zero([found.trace, found.rank, found.dimension]), finite(found))),
+    row("NaN input", "describe", lambda: foliax.describe(MODEL, NAN), lambda found: (
+        tells([found.trace, found.rank]), is_close("x is not finite" in found.advice)(True))),
+    row("integer image", "describe", lambda: foliax.describe(MODEL, BYTES), "x must be a floating"),
+    row("under jit", "describe", lambda: jax.jit(foliax.describe)(MODEL, X),
+        "x must be concrete, got a traced one; call describe outside of jax.jit"),
     row("no model", "with_options", lambda: foliax.with_options(3),
         "model must be callable from one input to C logits, got int"),
     row("rtol NaN", "rank dimension frame", lambda: foliax.frame(MODEL, X, rtol=nan),

@@ -192,6 +192,7 @@ WITHOUT_A_MODEL = {
     "sharding.initialize": "joins processes",
     "sharding.mesh": "lists devices",
     "adapt": "wraps a model",
+    "describe": "calls other functions of this table, and times them",
     "with_options": "says how a model is to be evaluated",
     "equivariance.identity": "moves pixels",
     "equivariance.mirror": "moves pixels",

@@ -18,6 +18,7 @@ FLOORS = [
 BESIDE = {  # what stands beside the floors, and what of foliax it may import
     "batch": FLOORS[0],
     "adapt": {"_core"},
+    "describe": set().union(GROUND, *FLOORS[:4]),
     "viz": {"_core"},
     "zoo": set().union(GROUND, *FLOORS[:4], {"batch"}),
 }

@@ -6,6 +6,7 @@ palettes that are safe for any colour vision (Okabe & Ito; for classes, Tol), so
 print, on a white and on a dark page. Nothing touches pyplot or its global state.
 """
 
+from foliax.viz.describe import describe as describe
 from foliax.viz.images import gif as gif
 from foliax.viz.images import signed as signed
 from foliax.viz.images import strip as strip
@@ -24,6 +25,7 @@ __all__ = [
     "Curve",
     "Panel",
     "curves",
+    "describe",
     "dynamics",
     "gif",
     "leaf_map",
