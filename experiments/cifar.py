@@ -61,6 +61,8 @@ class Command(WalkCommand):
 
     def load(self) -> Loaded:
         """Return the network and its data; train where there is no other."""
+        if self.data is not None or self.model is not None:
+            return super().load()
         check_one_network(self.checkpoint, self.epoch, self.weights)
         if self.weights is not None:
             return _with_weights(self, self.weights)

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from experiments import data_leaf, kernel, noise_leaf, noise_level
 from experiments.harness import command
 from experiments.harness.networks import Loaded, load, training_name
+from experiments.harness.own import data_of
 from experiments.harness.report import (
     look_up,
     markdown_table,
@@ -55,6 +56,10 @@ class Config(command.Run):
     # papers' weights; or digits_mlp.
     networks: tuple[str, ...] = ("digits_mlp",)
     dataset: command.Grey = "fashion_mnist"  # Data set of the weights in files
+    # Your own images, which the networks were trained on: an .npz file, or a folder of images for
+    # each class.
+    data: Path | None = None
+    model: str | None = None  # Your own network, module:function, in place of `networks`
     claims: tuple[Literal["S3", "S4", "S5", "S6", "S7"], ...] = CLAIMS  # Which claims
     pairs: int = 100  # How many pairs of test images; as many images drift along the kernel
     steps: int = 1000  # Steps at most
@@ -91,7 +96,12 @@ def sources(config: Config) -> dict[str, dict[str, Any]]:
         ValueError: If two have the same name.
         FileNotFoundError: If a folder holds no checkpoint.
     """
+    own = data_of(None, config.data)
+    if config.model is not None:
+        return {config.model.replace(":", "-"): {"dataset": own, "model": config.model}}
     found = [source for name in config.networks for source in _parse(name, config.dataset)]
+    if own is not None:
+        found = [(key, where | {"dataset": own}) for key, where in found]
     keys = [key for key, _ in found]
     twice = {key for key in keys if keys.count(key) > 1}
     if twice:

@@ -26,6 +26,7 @@ import numpy as np
 import foliax
 from experiments.harness.command import Run, script
 from experiments.harness.networks import load
+from experiments.harness.own import data_of
 from experiments.harness.populations import endings, norms
 from experiments.harness.report import look_up, markdown_table, write_numbers
 from experiments.harness.run import Stages
@@ -42,7 +43,10 @@ _JACOBIANS = 1000  # what every walk toward a target may spend
 class Config(Run):
     """What to measure, and where to write."""
 
-    dataset: Literal["digits", "fashion_mnist"] = "digits"  # Whose test images move
+    # Whose test images move; None for that of the checkpoint, and for digits without one.
+    dataset: Literal["digits", "fashion_mnist"] | None = None
+    data: Path | None = None  # Your own images, an .npz file or a folder of images for each class
+    model: str | None = None  # Your own network, module:function
     checkpoint: Path | None = None  # Folder of a training to take the network from
     # PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint. With neither,
     # digits take the network that comes with foliax.
@@ -213,14 +217,15 @@ def run(config: Config) -> dict[str, Any]:
             f"images must be at least rounds, got images={config.images}, rounds={config.rounds}"
         )
     model, dataset, origin = load(
-        config.dataset, checkpoint=config.checkpoint, weights=config.weights
-    )
+        data_of(config.dataset, config.data), checkpoint=config.checkpoint,
+        weights=config.weights, model=config.model,
+    )  # fmt: skip
     xs = dataset.test_x[: config.images // config.rounds * config.rounds]
     drifts, walks = (each(quick=config.quick) for each in (kernel_methods, target_methods))
     stages = Stages("drift", (1 + config.rounds) * len(drifts) + 2 * len(walks))
     numbers, spent, paths = kernel(model, dataset.box, xs, config, stages)
     results = {
-        "dataset": config.dataset,
+        "dataset": dataset.name,
         "network": origin,
         "images": len(xs),
         "max_steps": config.steps,

@@ -22,6 +22,7 @@ from tqdm import tqdm
 import foliax
 from experiments.harness import command
 from experiments.harness.networks import Loaded, load, obtain
+from experiments.harness.own import data_of
 from experiments.harness.pictures import quartile_curve
 from experiments.harness.populations import quartiles
 from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
@@ -203,12 +204,14 @@ class Command(command.Command):
 
 def measure_command(options: Command) -> command.Found:
     """Look at the training of a command."""
-    if options.weights is not None:
-        raise ValueError("weights alone have no training to look at; give a checkpoint")
-    dataset = load(options.dataset, checkpoint=options.checkpoint).dataset.name
+    if options.weights is not None or options.model is not None:
+        raise ValueError("a network alone has no training to look at; give a checkpoint")
+    source = data_of(options.dataset, options.data)
+    if options.checkpoint is not None:
+        source = load(source, checkpoint=options.checkpoint).dataset
     trained = obtain(
-        dataset, epochs=2 if options.quick else 30, learning_rate=0.01, seed=options.seed,
-        out=options.out,
+        source or "digits", epochs=2 if options.quick else 30, learning_rate=0.01,
+        seed=options.seed, out=options.out,
         checkpoint="auto" if options.checkpoint is None else str(options.checkpoint),
     )  # fmt: skip
     choice = choose(trained.history, options.epoch)

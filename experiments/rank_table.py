@@ -25,6 +25,7 @@ import numpy as np
 import foliax
 from experiments.harness.command import Run, script
 from experiments.harness.networks import Loaded, at_samples, build, load
+from experiments.harness.own import data_of
 from experiments.harness.populations import quartiles
 from experiments.harness.report import FAILS, HOLDS, markdown_table, section, write_numbers
 from foliax import viz, zoo
@@ -72,11 +73,17 @@ def dense_eigenvalues(model: Any, xs: Any) -> tuple[np.ndarray, np.ndarray]:
     those of a symmetric matrix are known to n · eps of the largest.
     """
     with jax.enable_x64(True):
-        double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model)
+        double = jax.tree.map(_in_double, model)
         dense = np.asarray(_dense(double, jnp.asarray(np.asarray(xs), jnp.float64)))
     values = np.linalg.eigvalsh((dense + dense.swapaxes(1, 2)) / 2)[:, ::-1]
     rounding = values.shape[1] * np.finfo(np.float64).eps * values[:, :1]
     return values, (values > rounding).sum(axis=1)
+
+
+def _in_double(leaf: Any) -> Any:
+    """Return floating-point numbers in float64, and anything else, such as a key, as it is."""
+    floating = jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating)
+    return jnp.asarray(leaf, jnp.float64) if floating else leaf
 
 
 def run(
@@ -163,6 +170,9 @@ class Command(Run):
 
     out: Path = Path("out/rank_table")  # Output folder
     num_images: int = NUM_IMAGES  # Test images measured of each data set, at most
+    # Your own images, an .npz file or a folder of images for each class, which make one more line.
+    data: Path | None = None
+    model: str | None = None  # Your own network for them, module:function
     mnist: Path | None = None  # Folder of a training of `experiments.train` on MNIST, and so on
     fashion_mnist: Path | None = None  # The same
     cifar10: Path | None = None  # The same, or a file of the papers' weights
@@ -189,6 +199,10 @@ def make_table(command: Command) -> dict[str, Any]:
         if "seconds" in found:
             seconds[name] = found.pop("seconds")
         rows[name] |= found
+    if command.data is not None or command.model is not None:
+        name, own = _own_row(command)
+        seconds[name] = own.pop("seconds")
+        rows[name] = own
     largest = ", ".join(
         f"{name} {row['rank']['default']['largest']:.0f} of {row['bound']}"
         for name, row in rows.items()
@@ -218,6 +232,16 @@ def _row(name: str, command: Command) -> dict[str, Any]:
     if found is None:
         return {"missing": missing(name)}
     return measure(found.network, found.model, found.dataset.test_x[:limit])
+
+
+def _own_row(command: Command) -> tuple[str, dict[str, Any]]:
+    """Return the line of a user's own network, and its name."""
+    model, data, words = load(data_of(None, command.data), model=command.model)
+    limit = 8 if command.quick else command.num_images
+    sizes = {"n": int(np.prod(data.shape)), "num_classes": data.num_classes}
+    name = f"{data.name}, own" if data.name in KNOWN else data.name
+    row = sizes | {"bound": data.num_classes - 1}
+    return name, row | measure(words, model, data.test_x[:limit])
 
 
 def _network(name: str, given: Path | None) -> Loaded | None:

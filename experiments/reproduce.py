@@ -14,12 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from experiments import data_leaf, dynamics, kernel, noise_leaf, noise_level, rank_table
 from experiments.harness import command
 from experiments.harness.networks import Trained, obtain
+from experiments.harness.own import as_dataset
 from experiments.harness.report import write_results
 from experiments.harness.run import Stages
 from experiments.harness.study import Sizes, Study
+from foliax import zoo
 
 
 class Extent(NamedTuple):
@@ -31,6 +35,7 @@ class Extent(NamedTuple):
     others: frozenset[int]  # epochs that are walked besides the chosen one
 
 
+_SMALL = 100  # images of no more pixels go as far as the digits
 EXTENTS: Mapping[str, Extent] = {
     "mnist_5k": Extent(20, 3, 16, frozenset({1, 20})),
     "digits": Extent(30, 10, 64, frozenset({1, 5, 30})),
@@ -44,6 +49,9 @@ class Config(command.Run):
     # 5,000 images of MNIST, which need the extra `mnist`; or scikit-learn's digits of 8×8, which
     # need no further package.
     dataset: Literal["mnist_5k", "digits"] = "mnist_5k"
+    # Your own images in place of it: an .npz file with train_x, train_y, test_x, test_y, or x, y
+    # (pixels in bytes or [0, 1]), or a folder that has a folder of images for each class.
+    data: Path | None = None
     # Epochs of training by plain SGD at the papers' rate; None for 20 on MNIST, 30 on the digits.
     epochs: int | None = None
     # Pairs of test images that are walked; None for 16 of MNIST, where a step takes fifty times as
@@ -54,22 +62,34 @@ class Config(command.Run):
     checkpoint: str = "auto"
     out: Path = Path("out/reproduce")  # Output folder
 
-    def sizes(self) -> Sizes:
+    def source(self) -> zoo.Dataset:
+        """Return the data."""
+        return as_dataset(self.dataset) if self.data is None else zoo.load_files(self.data)
+
+    def sizes(self, data: zoo.Dataset) -> Sizes:
         """Return the sizes of the walks: those of the report, or tiny ones."""
         if not self.quick:
-            return Sizes(pairs=self.pairs or EXTENTS[self.dataset].pairs, seed=self.seed)
+            pairs = min(self.pairs or extent_of(data).pairs, len(data.test_x) // 3)
+            return Sizes(pairs=pairs, seed=self.seed)
         return Sizes(
             pairs=self.pairs or 4, steps=60, drift_steps=100, noise_steps=20, save_every=10,
             seed=self.seed,
         )  # fmt: skip
 
 
+def extent_of(data: zoo.Dataset) -> Extent:
+    """Return how much is computed for a data set: as for the named one that is most like it."""
+    small = np.prod(data.shape) <= _SMALL
+    return EXTENTS.get(data.name, EXTENTS["digits" if small else "mnist_5k"])
+
+
 def run(config: Config) -> dict[str, Any]:
     """Train or load, measure all claims, write everything; return what results.json holds."""
-    stages = Stages("reproduce", 8)
+    source = config.source()
+    extent, stages = extent_of(source), Stages("reproduce", 8)
     trained: Trained = stages.run(
-        "training", obtain, config.dataset, epochs=config.epochs or EXTENTS[config.dataset].epochs,
-        track_per_epoch=EXTENTS[config.dataset].track_per_epoch, learning_rate=0.01,
+        "training", obtain, source, epochs=config.epochs or extent.epochs,
+        track_per_epoch=extent.track_per_epoch, learning_rate=0.01,
         seed=config.seed, out=config.out, checkpoint=config.checkpoint,
     )  # fmt: skip
     choice = dynamics.choose(trained.history)
@@ -79,7 +99,7 @@ def run(config: Config) -> dict[str, Any]:
     data = trained.dataset
     return write_results(
         config.out,
-        f"The data manifold of {config.dataset}",
+        f"The data manifold of {data.name}",
         [_intro(trained, choice), command.SCHEMES],
         found,
         run={"seed": config.seed, "seconds": stages.seconds},
@@ -91,7 +111,7 @@ def run(config: Config) -> dict[str, Any]:
             "seed": config.seed,
             "training": trained.settings,
             "network": trained.network,
-            "sizes": asdict(config.sizes()),
+            "sizes": asdict(config.sizes(data)),
         },
         choice=choice._asdict(),
     )
@@ -102,8 +122,8 @@ def _claims(
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return how each claim is measured, in the order of the slides."""
     data, out = trained.dataset, config.out
-    study = Study(trained.model(choice.epoch), data, config.sizes())
-    others = {1} if config.quick else EXTENTS[config.dataset].others
+    study = Study(trained.model(choice.epoch), data, config.sizes(data))
+    others = {1} if config.quick else extent_of(data).others
     models = {
         epoch: trained.model(epoch)
         for epoch in sorted(others.intersection(trained.epochs) - {choice.epoch})

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from experiments import dynamics
 from experiments.harness import command
 from experiments.harness.networks import build
+from experiments.harness.own import as_dataset
 from experiments.harness.report import write_results
 from experiments.harness.run import mesh
 from foliax import zoo
@@ -33,6 +34,8 @@ class Config(command.Run):
     # Data set; digits, xor and circles are embedded, the others are prepared by `python -m
     # foliax.zoo.prepare NAME`.
     dataset: Literal["xor", "circles"] | command.Named = "digits"
+    # Your own images in place of it: an .npz file, or a folder of images for each class.
+    data: Path | None = None
     # Network.
     net: Literal[
         "mlp", "cnn", "colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19", "xor_net", "circle_net"
@@ -75,7 +78,7 @@ def run(config: Config) -> dict[str, Any]:
     settings = training(config)
     if not settings.track_per_epoch:
         raise ValueError("track_per_epoch must be at least 1: trace and rank are what is drawn")
-    data = zoo.load_dataset(config.dataset)
+    data = as_dataset(config.dataset) if config.data is None else zoo.load_files(config.data)
     model = build(
         config.net, data, seed=config.seed, activation=config.activation, hidden=config.hidden
     )

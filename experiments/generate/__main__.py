@@ -20,6 +20,7 @@ predicts it. Writes a grid of samples, `results.json`, `run.json` and `report.ht
 
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from experiments.generate import samples
 from experiments.generate.samples import LABELS, Command
 from experiments.harness import command as commands
 from experiments.harness.classifier import Classifier, independent
-from experiments.harness.networks import Loaded, load, obtain
+from experiments.harness.networks import Loaded, obtain
 from experiments.harness.noise import SAME
 from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from experiments.harness.run import sweep
@@ -169,9 +170,9 @@ def measure_command(command: Command) -> commands.Found:
     if epochs:
         if command.checkpoint is None:
             raise ValueError("epochs need --checkpoint (a training's folder)")
-        loaded = load(command.dataset, checkpoint=command.checkpoint, epoch=epochs[0])
+        loaded = replace(command, epoch=epochs[0]).load()
         trained = obtain(
-            loaded.dataset.name, epochs=0, learning_rate=0.0, seed=0, out=command.out,
+            loaded.dataset, epochs=0, learning_rate=0.0, seed=0, out=command.out,
             checkpoint=str(command.checkpoint),
         )  # fmt: skip
         models = {f"epoch {epoch}": trained.model(epoch) for epoch in epochs}

@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from experiments.harness.networks import Loaded, load
+from experiments.harness.own import data_of
 from experiments.harness.report import write_json, write_results
 from experiments.harness.run import running
 from foliax import zoo
@@ -20,7 +21,8 @@ SCHEMES = (
     "“Exact” steps follow the projection and keep p along the kernel; “published” is the paper's "
     "scheme, unit-speed steps clipped to the pixel box."
 )
-_WHERE = ("checkpoint", "epoch", "weights", "out", "devices")  # said by `network` or run.json
+# Said by `network` or run.json.
+_WHERE = ("checkpoint", "data", "devices", "epoch", "model", "out", "weights")
 
 Grey = Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "kmnist", "emnist/letters"]
 Named = Literal[Grey, "cifar10", "cifar100"]
@@ -51,6 +53,12 @@ class Command(Run):
     # Fashion-MNIST and the like are prepared by `python -m foliax.zoo.prepare`; MNIST and CIFAR
     # need the internet for it.
     dataset: Named | None = None
+    # Your own images: an .npz file with train_x, train_y, test_x, test_y, or x, y (pixels in bytes
+    # or [0, 1]), or a folder that has a folder of images for each class.
+    data: Path | None = None
+    # Your own network, as module:function: a function without arguments that returns it, of
+    # whatever library.
+    model: str | None = None
     # Folder of a training (`experiments.train --out`). Without it, digits take the network that
     # comes with foliax.
     checkpoint: Path | None = None
@@ -64,8 +72,9 @@ class Command(Run):
     def load(self) -> Loaded:
         """Return the network and its data."""
         return load(
-            self.dataset, checkpoint=self.checkpoint, epoch=self.epoch, weights=self.weights
-        )
+            data_of(self.dataset, self.data), checkpoint=self.checkpoint, epoch=self.epoch,
+            weights=self.weights, model=self.model,
+        )  # fmt: skip
 
     def starts(self, total: int) -> np.ndarray:
         """Return the places of the starts in a test set of so many images."""

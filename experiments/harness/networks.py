@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from experiments.harness.own import as_dataset, load_model
 from foliax import zoo
 from foliax.zoo import checkpoints
+from foliax.zoo.data import DATASETS
 from foliax.zoo.shipped import SHIPPED
 
 QUICK_PHOTOGRAPHS: dict[str, Any] = {"num_train": 140, "num_test": 70}  # for a quick look
@@ -27,33 +29,40 @@ class Loaded(NamedTuple):
 
 
 def load(
-    dataset: str | None = None,
+    dataset: str | zoo.Dataset | None = None,
     *,
     checkpoint: Path | None = None,
     epoch: int | None = None,
     weights: Path | None = None,
+    model: str | None = None,
 ) -> Loaded:
     """Return a trained network with its data.
 
-    The options are those of `command.Command`. With weights, colour images are normalised as the
-    papers' code does; with neither weights nor checkpoint, "digits" and "mnist_5k" take the
-    networks that come with foliax.
+    The options are those of `command.Command`; `dataset` may be the data itself. With weights,
+    colour images are normalised as the papers' code does; with no network named, "digits" and
+    "mnist_5k" take the networks that come with foliax.
 
     Raises:
         ValueError: If there is no network for the data set, or two, or it is one for another.
         FileNotFoundError: If the checkpoint is missing, or the data set is not prepared.
     """
-    check_one_network(checkpoint, epoch, weights)
+    check_one_network(checkpoint, epoch, weights, model)
     if checkpoint is not None:
         return _from_checkpoint(dataset, checkpoint, epoch)
     dataset = dataset or "digits"
+    if model is not None:
+        data = as_dataset(dataset)
+        return Loaded(load_model(model, data), data, model)
     shipped = {trained_on: name for name, trained_on in SHIPPED.items()}
     if weights is None and dataset not in shipped:
+        named = repr(dataset) if isinstance(dataset, str) else dataset.name
         raise ValueError(
-            f"dataset={dataset!r} needs --checkpoint (a training's folder) or --weights"
+            f"dataset={named} needs a network: --checkpoint (the folder of a training, which "
+            "`experiments.train` makes), --weights, or --model module:function"
         )
-    data = zoo.load_dataset(dataset)
+    data = as_dataset(dataset)
     if weights is None:
+        assert isinstance(dataset, str)
         name = shipped[dataset]
         return Loaded(zoo.load(name), data, f"{name}, as shipped")
     if data.shape[-1] == 3:
@@ -67,8 +76,15 @@ def at_samples(name: str, weights: Path) -> Loaded:
     return Loaded(zoo.load_torch(papers_network(data), weights), data, weights.name)
 
 
-def check_one_network(checkpoint: Path | None, epoch: int | None, weights: Path | None) -> None:
+def check_one_network(
+    checkpoint: Path | None, epoch: int | None, weights: Path | None, model: str | None = None
+) -> None:
     """Refuse options that name two networks, or an epoch of none."""
+    if model is not None and not (checkpoint is None and weights is None):
+        raise ValueError(
+            f"a network comes from --model or from a file, got both, {model} and "
+            f"{weights if checkpoint is None else checkpoint}"
+        )
     if checkpoint is not None and weights is not None:
         raise ValueError(
             f"a network comes from --checkpoint or from --weights, got both, {checkpoint} and "
@@ -78,25 +94,50 @@ def check_one_network(checkpoint: Path | None, epoch: int | None, weights: Path 
         raise ValueError(f"epoch={epoch} needs --checkpoint (a training's folder)")
 
 
-def _from_checkpoint(dataset: str | None, folder: Path, epoch: int | None) -> Loaded:
+def _from_checkpoint(dataset: str | zoo.Dataset | None, folder: Path, epoch: int | None) -> Loaded:
     zoo.epochs(folder)  # says what is wrong with the folder
     stored = checkpoints.read(folder, epoch)
     if stored is None:
         raise ValueError(f"no checkpoint in {folder} can be read")
     training = stored.info.get("training", {})
-    trained_on = training.get("dataset", dataset)
-    if trained_on is None:
-        raise ValueError(f"{folder} does not say what was trained on; name it with --dataset")
-    if dataset not in (None, trained_on):
-        raise ValueError(
-            f"checkpoint must hold a training on {dataset}, got one on {trained_on} in {folder}"
-        )
-    if trained_on == "photographs":
-        data = _photographs_of(training)
-    else:
-        data = zoo.load_dataset(trained_on)
+    data = _trained_on(dataset, training, folder)
     words = f"{in_words(stored.architecture)}, epoch {stored.epoch} of {training_name(folder)}"
     return Loaded(zoo.restore(folder, stored.epoch), data, words)
+
+
+def _trained_on(
+    dataset: str | zoo.Dataset | None, training: Mapping[str, Any], folder: Path
+) -> zoo.Dataset:
+    """Return what a checkpoint was trained on, given what it says of it and what is asked for."""
+    if isinstance(dataset, zoo.Dataset):
+        check_same_data(dataset, training, folder)
+        return dataset
+    name = training.get("dataset", dataset)
+    if name is None:
+        raise ValueError(f"{folder} does not say what was trained on; name it with --dataset")
+    if dataset not in (None, name):
+        raise ValueError(
+            f"checkpoint must hold a training on {dataset}, got one on {name} in {folder}"
+        )
+    if name == "photographs":
+        return _photographs_of(training)
+    if name not in DATASETS:
+        raise ValueError(
+            f"{folder} holds a training on data of your own, {name}, with the fingerprint "
+            f"{training.get('dataset_hash')}; give the file with --data"
+        )
+    return zoo.load_dataset(name)
+
+
+def check_same_data(data: zoo.Dataset, training: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint that was trained on other images than these."""
+    trained_on = training.get("dataset_hash")
+    if trained_on not in (None, data.fingerprint()):
+        raise ValueError(
+            f"checkpoint must hold a training on {data.name} (fingerprint {data.fingerprint()}), "
+            f"got one on {training.get('dataset')} ({trained_on}) in {folder}; give its data with "
+            "--dataset or --data"
+        )
 
 
 def _photographs_of(training: Mapping[str, Any]) -> zoo.Dataset:
@@ -191,7 +232,7 @@ class Trained:
 
 
 def obtain(
-    dataset: str,
+    dataset: str | zoo.Dataset,
     *,
     epochs: int,
     learning_rate: float,
@@ -207,7 +248,7 @@ def obtain(
     Raises:
         ValueError: If the earlier training was on another data set.
     """
-    data = zoo.load_dataset(dataset)
+    data = as_dataset(dataset)
     folder = out if checkpoint == "auto" else Path(checkpoint)
     if checkpoint == "auto":
         config = zoo.TrainConfig(
@@ -218,10 +259,6 @@ def obtain(
     newest = checkpoints.read(folder, there[-1])
     assert newest is not None  # an epoch asked for is read, or an error is raised
     settings = newest.info["training"]
-    if settings["dataset_hash"] != data.fingerprint():
-        raise ValueError(
-            f"checkpoint must hold a training on {dataset}, got one on {settings['dataset']} "
-            f"in {folder}; give its --dataset"
-        )
+    check_same_data(data, settings, folder)
     history = zoo.History.from_dict(newest.info["history"])
     return Trained(data, history, folder, there, in_words(newest.architecture), settings)

@@ -49,6 +49,7 @@ def running(
     Yields:
         The folder to write to: `out`, or one that is thrown away in processes after the first.
     """
+    there = out.exists()
     try:
         several = sharding.initialize()
         if several and not hosts:
@@ -65,6 +66,8 @@ def running(
             yield folder
             shutil.rmtree(folder / ".parts", ignore_errors=True)
     except (Busy, ImportError, OSError, ValueError) as error:
+        if not there and out.is_dir() and {file.name for file in out.iterdir()} <= {".lock"}:
+            shutil.rmtree(out)  # nothing was written
         raise SystemExit(f"{name}: {error}") from error
 
 

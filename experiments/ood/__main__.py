@@ -27,6 +27,7 @@ from tqdm import tqdm
 import foliax
 from experiments.harness.command import Run, script
 from experiments.harness.networks import Loaded, load, papers_network
+from experiments.harness.own import data_of
 from experiments.harness.report import write_numbers
 from experiments.harness.run import keeping_nothing
 from experiments.ood import baselines, leaf, measures, tables
@@ -46,6 +47,8 @@ class Config(Run):
 
     # Data set; None for that of the checkpoint, and for digits without one.
     dataset: Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "kmnist"] | None = None
+    data: Path | None = None  # Your own images, an .npz file or a folder of images for each class
+    model: str | None = None  # Your own network, module:function
     # Folder of a training. Without it, digits take the network that comes with foliax.
     checkpoint: Path | None = None
     epochs: tuple[int, ...] = ()  # Which epochs of it are compared; none for the newest
@@ -138,7 +141,10 @@ def evaluated(parts: measures.Parts, config: Config) -> dict[str, Any]:
 
 def networks(config: Config) -> dict[str, Loaded]:
     """Return the networks that are compared, by epoch."""
-    load_one = partial(load, config.dataset, checkpoint=config.checkpoint, weights=config.weights)
+    load_one = partial(
+        load, data_of(config.dataset, config.data), checkpoint=config.checkpoint,
+        weights=config.weights, model=config.model,
+    )  # fmt: skip
     if config.epochs:
         return {str(epoch): load_one(epoch=epoch) for epoch in config.epochs}
     epoch = zoo.epochs(config.checkpoint)[-1] if config.checkpoint else "given"

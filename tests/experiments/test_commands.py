@@ -204,7 +204,7 @@ def test_weights_of_pytorch_are_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"dataset": "fashion_mnist"}, ValueError, r"--checkpoint .* or --weights"),
+        ({"dataset": "fashion_mnist"}, ValueError, r"--checkpoint .* --weights, or --model"),
         ({"epoch": 1}, ValueError, "epoch=1 needs --checkpoint"),
         ({"checkpoint": "nowhere"}, FileNotFoundError, "does not exist"),
         ({"checkpoint": "a", "weights": "b.npz"}, ValueError, "--weights, got both, .*a and b.npz"),

@@ -6,6 +6,7 @@ from typing import Final, Literal, overload
 from foliax.zoo.data.batching import batches
 from foliax.zoo.data.dataset import Dataset, Normalised, from_arrays, normalise
 from foliax.zoo.data.embedded import EMBEDDED, load_circles, load_digits, load_xor
+from foliax.zoo.data.files import load_files
 from foliax.zoo.data.outliers import outliers
 from foliax.zoo.data.packaged import load_mnist_5k, load_samples
 from foliax.zoo.data.photographs import load_photographs
@@ -23,6 +24,7 @@ __all__ = [
     "load",
     "load_circles",
     "load_digits",
+    "load_files",
     "load_mnist_5k",
     "load_photographs",
     "load_samples",

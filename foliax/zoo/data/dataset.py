@@ -290,6 +290,7 @@ def _moments(pixels: np.ndarray) -> tuple[Constant, Constant]:
         axes = None if channels == 1 else (0, 1, 2)
         mean = np.atleast_1d(np.mean(pixels, axis=axes, dtype=np.float64))
         std = np.atleast_1d(np.std(pixels, axis=axes, dtype=np.float64))
+    std = np.where(std > 0, std, 1)  # a channel that is the same everywhere stays so
     if channels == 1:
         return float(mean[0]), float(std[0])
     return mean.astype(np.float32), std.astype(np.float32)
