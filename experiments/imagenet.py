@@ -24,10 +24,11 @@ from experiments.harness.command import Run, script
 from experiments.harness.report import FAILS, HOLDS, IN_PART, section, write_results
 from experiments.harness.run import Stages
 from foliax import viz, zoo
-from foliax.zoo.efficientnet import EfficientNetLite, load_efficientnet_lite0
+from foliax.zoo.efficientnet import EfficientNetLite, load_efficientnet_lite0, weights_path
 
 EXPONENTS = (2, 4, 6, 8, 10, 12, 14)  # of the relative tolerances 10^-k on eigenvalues
 _MEAN, _DEVIATION = 127.0, 128.0  # bytes, as the original takes them
+_SAME = 1e-4  # of the range of the logits, in float32
 _CROP = 224 / 256  # the middle of a photograph, as in the original's evaluation
 _INTRO = (
     "EfficientNet-Lite0 as trained on ImageNet (C = 1000, n = 150,528; ReLU6, piecewise linear) on "
@@ -130,6 +131,19 @@ def measure(
     return numbers, pairs, values
 
 
+def original_logits(xs: np.ndarray) -> np.ndarray | None:
+    """Return the logits of the PyTorch original, (N, C), or None where it is not installed."""
+    try:
+        import torch
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        return None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(weights_path(), map_location="cpu", weights_only=True))
+    with torch.no_grad():
+        return network.eval()(torch.from_numpy(xs.transpose(0, 3, 1, 2).copy())).numpy()
+
+
 @jax.jit
 def _residual(model: Any, x: Any, pairs: foliax.Eigen) -> Any:
     """Return the largest |G v − λ v|, over the largest eigenvalue."""
@@ -145,6 +159,7 @@ def run(config: Config, model: EfficientNetLite | None = None) -> dict[str, Any]
 
     `model` is another network of this kind in place of the trained one.
     """
+    trained = model is None
     model = load_efficientnet_lite0() if model is None else model
     pixels, labels = _images(config, model.shape[0])
     key, stages = jax.random.key(config.seed), Stages("photographs", len(pixels))
@@ -157,11 +172,15 @@ def run(config: Config, model: EfficientNetLite | None = None) -> dict[str, Any]
         numbers[who] |= {"predicted": int(jnp.argmax(model(x)))}
         if labels:
             numbers[who] |= {"label": labels[i]}
+    if trained:
+        _compare(model, np.stack([normalised(image) for image in pixels.values()]), numbers)
     draw(config, pixels, pairs, {who: s for who, s in spectra.items() if s is not None})
     sections = {
         "S1": _rank_section(numbers, model),
         "spectrum": _spectrum_section(numbers, config.num_eigenvalues),
     }
+    if trained:
+        sections["original"] = _original_section(numbers)
     return write_results(
         config.out, "The data matrix of an ImageNet network", [_INTRO], sections,
         run={"seed": config.seed, "seconds": stages.seconds}, setting={"network": model.config},
@@ -232,6 +251,40 @@ def _spectrum_section(numbers: dict[str, Any], num_eigenvalues: int) -> dict[str
         pictures={"eigenvectors.png": "Photographs and leading eigenvectors of G, around grey."},
         columns=("", *numbers),
         rows=_rows(numbers, titles),
+    )
+
+
+def _compare(model: EfficientNetLite, xs: np.ndarray, numbers: dict[str, Any]) -> None:
+    """Note how far the logits of each image are from those of the PyTorch original."""
+    theirs = original_logits(xs)
+    if theirs is None:
+        return
+    for x, expected, found in zip(xs, theirs, numbers.values(), strict=True):
+        off = np.abs(np.asarray(model(jnp.asarray(x))) - expected).max() / np.ptp(expected)
+        found["original"] = {"predicted": int(expected.argmax()), "logits_off": float(off)}
+
+
+def _original_section(numbers: dict[str, Any]) -> dict[str, Any]:
+    compared = [found for found in numbers.values() if "original" in found]
+    verdict = IN_PART, "The PyTorch original is not installed, so nothing was compared."
+    rows = []
+    if compared:
+        off = max(found["original"]["logits_off"] for found in compared)
+        same = all(found["predicted"] == found["original"]["predicted"] for found in compared)
+        text = (
+            f"At {len(compared)} images logits differ by at most {off:.1g} of their range, and the "
+            f"most probable class is {'the same' if same else 'not always the same'}."
+        )
+        verdict = HOLDS if same and off < _SAME else FAILS, text
+        rows = _rows(numbers, {"original.logits_off": "difference of the logits over their range"})
+    return section(
+        title="The network is the original",
+        claim="It has the logits of the PyTorch network whose weights it takes.",
+        verdict=verdict,
+        numbers={"images": numbers},
+        pictures={},
+        columns=("", *numbers),
+        rows=rows,
     )
 
 
