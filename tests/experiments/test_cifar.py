@@ -82,7 +82,7 @@ def test_networks_of_colour_are_made_by_name(name, layers, cuts):
 
 
 def test_cifar_itself_needs_a_network():
-    with pytest.raises(ValueError, match=r"--checkpoint .* or --weights"):
+    with pytest.raises(ValueError, match=r"--checkpoint .*, --weights, or --model"):
         cifar.Command(dataset="cifar10").load()
 
 

@@ -62,7 +62,7 @@ def test_what_is_promised_is_written(smoke):
 
 
 def test_fashion_mnist_needs_a_network():
-    with pytest.raises(ValueError, match=r"--checkpoint .* or --weights"):
+    with pytest.raises(ValueError, match=r"--checkpoint .*, --weights, or --model"):
         drift.run(drift.Config(dataset="fashion_mnist"))
 
 

@@ -211,7 +211,8 @@ def test_calibration_gives_back_the_noise_added():
 
 
 def test_quick_sizes_are_smaller():
-    small, full = reproduce.Config(seed=3, quick=True).sizes(), reproduce.Config(seed=3).sizes()
+    data = zoo.load_digits()
+    small, full = (reproduce.Config(seed=3, quick=quick).sizes(data) for quick in (True, False))
     assert small.pairs < full.pairs
     assert small.steps < full.steps
     assert small.seed == full.seed == 3
