@@ -1,6 +1,7 @@
 """The rows of the benchmark: who takes turns, on what, and what the times should come to."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal, get_args
@@ -31,9 +32,9 @@ from foliax.zoo.train_config import make_optimizer
 from foliax.zoo.train_step import TrainState, train_step
 
 Name = Literal[
-    "batch", "batch_stock", "walk_1", "walk_64", "walk_256", "kernel", "exact", "digits_1",
-    "digits_256", "classes_100", "convolution", "scan", "training", "tracking", "sweep", "fisher",
-    "efficientnet",
+    "batch", "batch_stock", "adapted", "walk_1", "walk_64", "walk_256", "kernel", "exact",
+    "digits_1", "digits_256", "classes_100", "convolution", "scan", "training", "tracking", "sweep",
+    "fisher", "efficientnet",
 ]  # fmt: skip
 SLOW: Final[tuple[Name, ...]] = ("walk_256", "exact", "efficientnet")  # not with --quick
 
@@ -82,6 +83,25 @@ def same_matrices(reference: dict[str, np.ndarray], found: dict[str, Any]) -> di
             "median_rank": np.median(rank),
         }
     return agreement
+
+
+def adapted_row(bench: Bench) -> Row:
+    """Make the same of the network in PyTorch, adapted, beside PyTorch's own."""
+    if peers.torch is None:
+        raise Skipped("needs PyTorch: pip install 'foliax[torch]'")
+    try:
+        model = foliax.adapt(deepcopy(bench.net).cpu(), channels="first")
+    except ImportError as error:
+        raise Skipped(str(error)) from error
+    xs = bench.images(bench.sizes.images)
+    ours = compiled(FOLIAX, partial(nets.batch, block=bench.block), model, xs, units=len(xs))
+    return Row(
+        f"{_MATRICES}, PyTorch network, adapted",
+        "image",
+        [ours, *bench.batch_peers, bench.forward()],
+        [beside_peers(), beside_forwards(bench.classes)],
+        partial(same_matrices, bench.reference),
+    )
 
 
 def classes_row(bench: Bench, classes: int = 100, chunk: int = 9) -> Row:
@@ -312,6 +332,7 @@ def efficientnet_row(bench: Bench) -> Row:
 ROWS: Final[dict[Name, Callable[[Bench], Row]]] = {
     "batch": batch_row,
     "batch_stock": partial(batch_row, stock=True),
+    "adapted": adapted_row,
     "walk_1": partial(walks.leaf_row, count=1),
     "walk_64": partial(walks.leaf_row, count=64),
     "walk_256": partial(walks.leaf_row, count=256),
