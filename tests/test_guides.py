@@ -19,6 +19,7 @@ PAGES = Path(__file__).parents[1] / "docs" / "models"
 NEEDS = {  # what a page imports beside what foliax requires
     "pytorch.md": ("torch", "torchax"),
     "hugging_face.md": ("torch", "torchax", "transformers"),
+    "minilm.md": ("torch", "torchax", "transformers", "all_minilm_l6_v2"),
     "flax_equinox_haiku_keras.md": ("haiku", "keras"),
 }
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -312,6 +312,30 @@ def test_layers_in_lists_and_tokens():
     assert_close(foliax.matrix(model, model.hidden), foliax.matrix(net.layers[1], model.hidden))
 
 
+class Attention(nnx.Module):
+    def __init__(self):
+        make = {"param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+        self.inner, self.outer = nnx.Linear(6, 24, **make), nnx.Linear(8, C, **make)
+
+    def __call__(self, xs):
+        q, k, v = jnp.split(self.inner(xs).reshape(len(xs), 5, 2, 12), 3, axis=-1)
+        h = jax.nn.dot_product_attention(q, k, v)
+        return self.outer(h.reshape(len(xs), 5, 8).mean(1))
+
+
+def test_attention_is_differentiated_without_cudnn():
+    """Whose operation fails under the vmapped pullback that a factor is."""
+    model, x = foliax.adapt(Attention()), jnp.asarray(RNG.normal(size=(5, 6)))
+    p = jax.nn.softmax(model(x))
+    j = jax.jacrev(model)(x).reshape(C, -1)
+    assert_close(
+        foliax.matrix(model, x), j.T @ (jnp.diag(p) - jnp.outer(p, p)) @ j, rtol=1e-5
+    )  # it is float32 inside
+    for call in (foliax.factor, lambda m, y: foliax.drift(m, y, y, along="kernel", max_steps=2)):
+        lowered = jax.jit(call).trace(model, x).lower(lowering_platforms=("cuda",))
+        assert "cudnn" not in lowered.as_text().lower()
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
