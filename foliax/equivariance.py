@@ -21,9 +21,10 @@ from jaxtyping import Array, ArrayLike, Float
 from foliax._backend.rewrite import logits_of, precision_of
 from foliax._core.checks import as_point
 from foliax._core.compile import compiled
+from foliax._core.documented import documented
 from foliax._core.jacobian import contrast_jacobian
 from foliax._core.likelihood import Likelihood
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Model
 from foliax._linalg import lapack
 from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace
@@ -112,11 +113,11 @@ class Averaged(eqx.Module):
         return jnp.mean(jnp.stack([self.model(g(x)) for g in self.transformations]), axis=0)
 
 
+@documented
 def averaged(model: Model, transformations: Sequence[Transformation]) -> Averaged:
     """Return the model that averages its logits over a group of transformations.
 
     Args:
-        model: Callable pytree from one input to C logits.
         transformations: All elements of a finite group: `MIRRORS`, `QUARTER_TURNS`, `SYMMETRIES`
             (both), or functions of yours. One compiled program serves all models that are averaged
             over the same functions.
@@ -144,25 +145,17 @@ def averaged(model: Model, transformations: Sequence[Transformation]) -> Average
 
 @compiled
 def defect(
-    model: Model,
-    x: ArrayLike,
-    transformation: Transformation,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Defect:
+    model: Model, x: ArrayLike, transformation: Transformation,
+    *, likelihood: Likelihood = Categorical(), chunk: Chunk = None,
+) -> Defect:  # fmt: skip
     """Return how far G, D and p at gx are from those at x, moved by g.
 
     From the factors alone, without an n × n matrix: the difference of AᵀA and BᵀB has the Frobenius
     norm of R S Rᵀ, R the triangle of [Aᵀ Bᵀ] and S = diag(1, −1), which does not cancel.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         transformation: g, an isometry: a differentiable function from an input to one of its
             shape, e.g. `mirror`, `quarter_turn` (of a square image) or lambda x: 1 - x.
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         `Defect(matrix, leaf, probabilities, stretch)`, scalars.
@@ -213,7 +206,7 @@ def defect(
     )
 
 
-def _space(model: Model, x: Array, likelihood: Likelihood, chunk: Count | None) -> RowSpace:
+def _space(model: Model, x: Array, likelihood: Likelihood, chunk: Chunk) -> RowSpace:
     _, k = contrast_jacobian(model, x, likelihood, chunk)
     return RowSpace.of(k).moving(k)
 

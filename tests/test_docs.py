@@ -1,5 +1,6 @@
 """The reference pages name every public name, and nothing that does not exist."""
 
+import inspect
 import re
 from pathlib import Path
 from pkgutil import resolve_name
@@ -54,6 +55,23 @@ def test_every_public_name_is_on_its_page(page, module, names):
     shown = {path.rpartition(".")[2]: resolve_name(path) for path in on_page}
     assert len(names) >= 3  # the module's names were found at all
     assert {name for name in names if shown.get(name) is not getattr(module, name)} == set()
+
+
+@pytest.mark.parametrize(("page", "module", "names"), ROOMS, ids=[room[0] for room in ROOMS])
+def test_the_help_of_every_function_describes_its_parameters(page, module, names):
+    functions = [value for name in names if inspect.isfunction(value := getattr(module, name))]
+    described = [
+        (function.__name__, re.findall(r"(?m)^    \*{0,2}(\w+): ", inspect.getdoc(function)))
+        for function in functions
+        if "\nArgs:\n" in inspect.getdoc(function)
+    ]
+    wanted = {
+        function.__name__: set(inspect.signature(function).parameters) for function in functions
+    }
+    assert described
+    assert [(name, wanted[name] - set(found)) for name, found in described] == [
+        (name, set()) for name, _ in described
+    ]
 
 
 def test_the_first_page_shows_the_code_of_the_readme():

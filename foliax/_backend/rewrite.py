@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from foliax._backend.fast import conv, window_max
 from foliax._core.compile import closed
+from foliax._core.documented import documented
 from foliax._core.types import Model, Operations, Precision
 
 Rule = Callable[..., Array]
@@ -39,6 +40,7 @@ class WithOptions(eqx.Module):
             return self.model(*args)
 
 
+@documented
 def with_options(
     model: Model, *, operations: Operations = "auto", precision: Precision = "highest"
 ) -> WithOptions:
@@ -59,7 +61,6 @@ def with_options(
     `jax.default_matmul_precision("highest")` if they multiply.
 
     Args:
-        model: Callable pytree from one input to C logits.
         operations: "fast" replaces the operations it recognises; "stock" leaves the model as it is;
             "auto" is "fast" on CPU and "stock" elsewhere.
         precision: "highest" is full float32; "high" and "default" are JAX's, faster and rougher on

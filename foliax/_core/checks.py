@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from foliax._core.types import Count
+from foliax._core.types import Chunk, Count
 
 
 def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
@@ -55,7 +55,7 @@ def as_tangent(v: ArrayLike, x: Array, *, name: str) -> Float[Array, "..."]:
     return v
 
 
-def check_chunk(chunk: Count | None) -> None:
+def check_chunk(chunk: Chunk) -> None:
     """Refuse a chunk that is neither None nor a positive whole number."""
     if chunk is not None and (not isinstance(chunk, Integral) or chunk < 1):
         raise ValueError(f"chunk must be None or a whole number of rows >= 1, got {chunk!r}")

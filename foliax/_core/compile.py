@@ -18,6 +18,8 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from foliax._core.documented import documented
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,7 +49,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         given = tuple(_as_array(value) if admit else value for value, admit in pairs), options
         return _opened_or_not(functools.partial(_run, function), given)
 
-    return call
+    return documented(call)
 
 
 def traced(function: Callable[..., Any], *args: Any, **options: Any) -> Any:

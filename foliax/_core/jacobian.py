@@ -15,7 +15,7 @@ from foliax._backend.rewrite import differentiable, logits_of, precision_of
 from foliax._core.compile import NOT_TRACEABLE
 from foliax._core.likelihood import Likelihood
 from foliax._core.model_errors import logits_inside, remedy, working_form
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Model
 
 
 def working_dtype(*arrays: Any) -> jnp.dtype:
@@ -138,7 +138,7 @@ def contrast_jacobian(
     model: Model,
     x: Float[Array, "..."],
     likelihood: Likelihood,
-    chunk: Count | None = None,
+    chunk: Chunk = None,
     *,
     contrasts: Float[Array, "r c"] | None = None,
 ) -> tuple[Float[Array, " c"], Float[Array, "r n"]]:

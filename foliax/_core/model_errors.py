@@ -101,11 +101,7 @@ _FORMS: dict[str, Callable[[Any], Any]] = {
 
 
 def remedy(
-    error: Exception,
-    model: Any,
-    call: Callable[[Any], Any],
-    x: Any,
-    likelihood: Likelihood,
+    error: Exception, model: Any, call: Callable[[Any], Any], x: Any, likelihood: Likelihood
 ) -> str | None:
     """Return what a model that raised is, and what helps; None where it is not recognised.
 

@@ -19,5 +19,7 @@ if TYPE_CHECKING:
     Precision = Literal["highest", "high", "default"]
     EighMethod = Literal["factor", "lanczos"]
     Count = int
+    Chunk = int | None
 else:
-    Model = Along = Metric = Scheme = Speed = Operations = Precision = EighMethod = Count = Any
+    Model = Along = Metric = Scheme = Speed = Operations = Precision = EighMethod = Any
+    Count = Chunk = Any

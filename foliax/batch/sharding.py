@@ -28,9 +28,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
 from foliax._core.checks import as_point, check_chunk, check_count
+from foliax._core.documented import documented
 from foliax._core.jacobian import pull_rows, pullback
 from foliax._core.likelihood import Likelihood
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Model
 from foliax.likelihood import Categorical
 
 __all__ = ["factor", "gather", "initialize", "mesh", "place", "replicate", "spread"]
@@ -169,6 +170,7 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
+@documented
 def spread(fn: Any, model: Any, *stacked: Any, mesh: Mesh) -> Any:
     """Return fn(model, *stacked), each device working on its share of the rows.
 
@@ -177,7 +179,6 @@ def spread(fn: Any, model: Any, *stacked: Any, mesh: Mesh) -> Any:
             `partial(foliax.map, foliax.walk, box=box)`, or
             `jax.vmap(foliax.trace, in_axes=(None, 0))`. Give the same function object each time,
             or it is compiled again.
-        model: Callable pytree from one input to C logits.
         *stacked: Inputs stacked along axis 0, N rows each (pytrees of arrays).
         mesh: The devices.
 
@@ -207,21 +208,16 @@ def spread(fn: Any, model: Any, *stacked: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: leaf if len(leaf) == count else leaf[:count], results)
 
 
+@documented
 def factor(
-    model: Model,
-    x: ArrayLike,
-    *,
-    mesh: Mesh,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Float[Array, "r n"]:
+    model: Model, x: ArrayLike, *, mesh: Mesh, likelihood: Likelihood = Categorical(),
+    chunk: Chunk = None,
+) -> Float[Array, "r n"]:  # fmt: skip
     """Return the factor A of G(x, w), each device having the rows that it computed.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: One input with n entries, in the model's units.
         mesh: The devices.
-        likelihood: The output distribution.
         chunk: As in `foliax.factor`, on each device.
 
     Returns:

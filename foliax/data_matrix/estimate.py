@@ -14,7 +14,7 @@ from foliax._core.compile import compiled
 from foliax._core.jacobian import logits_struct, pull_rows, pullback, pushforward, working_dtype
 from foliax._core.likelihood import Likelihood
 from foliax._core.no_derivative import refused
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Count, Model
 from foliax._linalg import lapack
 from foliax._linalg.products import dot, norm
 from foliax.likelihood import Categorical
@@ -36,24 +36,16 @@ class Estimate(NamedTuple):
 
 @compiled
 def trace_estimate(
-    model: Model,
-    x: ArrayLike,
-    key: PRNGKeyArray | Array,
-    *,
-    num_samples: Count = 32,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Estimate:
+    model: Model, x: ArrayLike, key: PRNGKeyArray | Array, *, num_samples: Count = 32,
+    likelihood: Likelihood = Categorical(), chunk: Chunk = None,
+) -> Estimate:  # fmt: skip
     """Estimate trace G(x, w) from random combinations of the rows of the factor.
 
     trace G = E ‖Aᵀz‖² for random signs z (Hutchinson): one reverse pass a sample, whatever C is.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         key: A `jax.random` key.
         num_samples: How many, ≥ 2.
-        likelihood: The output distribution.
         chunk: How many samples are pulled back at once; None for all.
 
     Returns:

@@ -22,10 +22,11 @@ from foliax._core.checks import (
     check_positive,
 )
 from foliax._core.compile import compiled
+from foliax._core.documented import documented
 from foliax._core.jacobian import contrast_jacobian, num_rows, pull_rows, pullback, pushforward
 from foliax._core.likelihood import Likelihood
 from foliax._core.no_derivative import refused, refused_in_reverse
-from foliax._core.types import Count, EighMethod, Model
+from foliax._core.types import Chunk, Count, EighMethod, Model
 from foliax._linalg import lapack
 from foliax._linalg.products import dot
 from foliax._linalg.rank import count_rank, singular_values
@@ -78,11 +79,7 @@ class Spectrum(NamedTuple):
 
 @compiled
 def factor(
-    model: Model,
-    x: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008 (holds no state)
-    chunk: Count | None = None,
+    model: Model, x: ArrayLike, *, likelihood: Likelihood = Categorical(), chunk: Chunk = None
 ) -> Float[Array, "r n"]:
     """Return A, of C − 1 rows, with G(x, w) = AᵀA.
 
@@ -93,8 +90,6 @@ def factor(
     Args:
         model: Callable pytree from one input to C logits (or log-probabilities).
         x: One input of any shape with n entries, in the model's (normalised) units.
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         (C − 1, n), in the larger dtype of x and the logits, at least float32.
@@ -119,19 +114,12 @@ def factor(
 
 @compiled
 def matrix(
-    model: Model,
-    x: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
+    model: Model, x: ArrayLike, *, likelihood: Likelihood = Categorical(), chunk: Chunk = None
 ) -> Float[Array, "n n"]:
     """Return G(x, w) as a dense matrix; the only function that allocates n × n.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: One input with n entries, in the model's units.
-        likelihood: The output distribution.
-        chunk: As in `factor`.
 
     Returns:
         (n, n), symmetric and positive semidefinite, of rank ≤ C − 1; the axes run over x.ravel().
@@ -151,21 +139,14 @@ def matrix(
 
 @compiled
 def matvec(
-    model: Model,
-    x: ArrayLike,
-    v: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    model: Model, x: ArrayLike, v: ArrayLike, *, likelihood: Likelihood = Categorical()
 ) -> Float[Array, "..."]:
     """Return G(x, w) v without forming G or its factor.
 
     G v = Jᵀ L Lᵀ (J v): one forward pass, one product with J and one with Jᵀ, whatever C is.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         v: A tangent vector of x's shape.
-        likelihood: The output distribution.
 
     Returns:
         G v, of x's shape.
@@ -188,15 +169,11 @@ def matvec(
     return pull(dot(weights * seen, rows)).reshape(x.shape)
 
 
+@documented
 def solve(
-    model: Model,
-    x: ArrayLike,
-    v: ArrayLike,
-    damping: float | Array,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Float[Array, "..."]:
+    model: Model, x: ArrayLike, v: ArrayLike, damping: float | Array,
+    *, likelihood: Likelihood = Categorical(), chunk: Chunk = None,
+) -> Float[Array, "..."]:  # fmt: skip
     """Return (G(x, w) + damping)⁻¹ v without forming G.
 
     With the singular values σ_k of the factor and their directions u_k in input space it is
@@ -206,12 +183,8 @@ def solve(
     decomposition of its triangle.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         v: A tangent vector of x's shape.
         damping: Added to the diagonal, > 0, in nats per squared unit of x, as the trace is.
-        likelihood: The output distribution.
-        chunk: As in `factor`.
 
     Returns:
         A vector of x's shape.
@@ -236,12 +209,7 @@ def solve(
 
 @compiled
 def _solve(
-    model: Model,
-    x: Array,
-    v: Array,
-    damping: float | Array,
-    likelihood: Likelihood,
-    chunk: Count | None,
+    model: Model, x: Array, v: Array, damping: float | Array, likelihood: Likelihood, chunk: Chunk
 ) -> Float[Array, "..."]:
     a = factor(model, x, likelihood=likelihood, chunk=chunk)
     damping, across = jnp.asarray(damping, a.dtype), v.ravel().astype(a.dtype)
@@ -254,19 +222,9 @@ def _solve(
 
 @compiled
 def trace(
-    model: Model,
-    x: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
+    model: Model, x: ArrayLike, *, likelihood: Likelihood = Categorical(), chunk: Chunk = None
 ) -> Float[Array, ""]:
     """Return trace G(x, w) = ‖A‖²_F, in nats per squared input unit.
-
-    Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
-        likelihood: The output distribution.
-        chunk: As in `factor`.
 
     Returns:
         A scalar ≥ 0.
@@ -285,15 +243,10 @@ def trace(
 
 @compiled
 def eigh(
-    model: Model,
-    x: ArrayLike,
-    k: Count | None = None,
-    *,
-    method: EighMethod = "factor",
-    num_iterations: Count | None = None,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Eigen:
+    model: Model, x: ArrayLike, k: Count | None = None, *, method: EighMethod = "factor",
+    num_iterations: Count | None = None, likelihood: Likelihood = Categorical(),
+    chunk: Chunk = None,
+) -> Eigen:  # fmt: skip
     """Return the leading eigenpairs of G(x, w).
 
     G has at most m = min(n, C − 1) non-zero eigenvalues.
@@ -312,13 +265,9 @@ def eigh(
     `project_leaf` has both.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         k: How many pairs, 1 ≤ k ≤ m; None for all m.
         method: "factor" where A fits in memory, "lanczos" where it does not.
         num_iterations: Products G v for "lanczos", k ≤ num_iterations ≤ m; None for 2 k + 20.
-        likelihood: The output distribution.
-        chunk: As in `factor`.
 
     Returns:
         `Eigen(values, vectors)`: (k,) descending and (k, *x.shape) orthonormal, also where
@@ -356,13 +305,9 @@ def eigh(
 
 @compiled
 def rank(
-    model: Model,
-    x: ArrayLike,
-    *,
-    rtol: float | None = None,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Int[Array, ""]:
+    model: Model, x: ArrayLike, *, rtol: float | None = None,
+    likelihood: Likelihood = Categorical(), chunk: Chunk = None,
+) -> Int[Array, ""]:  # fmt: skip
     """Return the numerical rank of G(x, w): #{k : λ_k > rtol · λ_1}.
 
     Counts what G sees in the working precision: a saturated softmax lowers it although the
@@ -370,12 +315,8 @@ def rank(
     derivative is a TypeError.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         rtol: Least eigenvalue that counts, relative to the greatest; None for (10 · C · eps)²,
             eps of the working dtype: a singular value of the factor counts above 10 · C · eps.
-        likelihood: The output distribution.
-        chunk: As in `factor`.
 
     Returns:
         An int32 scalar, ≤ C − 1 by shape; 0 for G = 0, −1 where the factor is not finite.
@@ -395,24 +336,16 @@ def rank(
 
 @compiled
 def spectrum(
-    model: Model,
-    x: ArrayLike,
-    *,
-    rtol: float | None = None,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Spectrum:
+    model: Model, x: ArrayLike, *, rtol: float | None = None,
+    likelihood: Likelihood = Categorical(), chunk: Chunk = None,
+) -> Spectrum:  # fmt: skip
     """Return trace, rank and eigenvalues of G, and dim D, from one Jacobian.
 
     The logit contrasts are differentiated once, K = H J. The factor is a combination of them,
     A = (Lᵀ H⁺) K, as the rows of Lᵀ are contrasts themselves.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         rtol: As in `rank` and `foliax.dimension`.
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         `Spectrum(trace, rank, dimension, eigenvalues)`. Trace and eigenvalues have derivatives; to
@@ -446,21 +379,14 @@ def spectrum(
 
 @compiled
 def kl(
-    model: Model,
-    x: ArrayLike,
-    delta: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    model: Model, x: ArrayLike, delta: ArrayLike, *, likelihood: Likelihood = Categorical()
 ) -> Float[Array, ""]:
     """Return KL(p(·|x + δ) ‖ p(·|x)), in nats, summed without cancellation.
 
     Equals ½ δᵀGδ + O(‖δ‖³) (`quadratic`); the slides leave out the ½.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         delta: The displacement δ, of x's shape.
-        likelihood: The output distribution.
 
     Returns:
         A scalar ≥ 0.
@@ -484,19 +410,12 @@ def kl(
 
 @compiled
 def quadratic(
-    model: Model,
-    x: ArrayLike,
-    delta: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    model: Model, x: ArrayLike, delta: ArrayLike, *, likelihood: Likelihood = Categorical()
 ) -> Float[Array, ""]:
     """Return ½ δᵀ G(x, w) δ, the second-order term of `kl`.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         delta: The displacement δ, of x's shape.
-        likelihood: The output distribution.
 
     Returns:
         A scalar ≥ 0, in nats.

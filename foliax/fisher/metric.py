@@ -13,7 +13,7 @@ from foliax._core.compile import compiled
 from foliax._core.jacobian import logits_struct, pull_rows, working_dtype
 from foliax._core.likelihood import Likelihood
 from foliax._core.no_derivative import refused_in_reverse
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Count, Model
 from foliax._linalg import lapack
 from foliax.data_matrix import Eigen
 from foliax.fisher.linearised import as_batch, linearise
@@ -23,13 +23,9 @@ from foliax.likelihood import Categorical, logit_change
 
 @compiled
 def matvec(
-    model: Model,
-    x: ArrayLike,
-    v: PyTree,
-    *,
-    batched: bool = False,
-    likelihood: Likelihood = Categorical(),  # noqa: B008 (holds no state)
-) -> PyTree:
+    model: Model, x: ArrayLike, v: PyTree, *, batched: bool = False,
+    likelihood: Likelihood = Categorical(),
+) -> PyTree:  # fmt: skip
     """Return F(x, w) v, or its mean over a batch of inputs.
 
     F v = J_wᵀ S (J_w v): one forward pass, one product with J_w, one with its transpose.
@@ -39,7 +35,6 @@ def matvec(
         x: One input; with `batched`, inputs stacked along axis 0.
         v: A pytree like the weights.
         batched: Whether x has a leading batch axis, over which the mean of F is taken.
-        likelihood: The output distribution.
 
     Returns:
         A pytree like the weights.
@@ -65,11 +60,7 @@ def matvec(
 
 @compiled
 def kl(
-    model: Model,
-    x: ArrayLike,
-    delta: PyTree,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    model: Model, x: ArrayLike, delta: PyTree, *, likelihood: Likelihood = Categorical()
 ) -> Float[Array, ""]:
     """Return KL(p(·|x, w + δ) ‖ p(·|x, w)) = ½ δᵀFδ + O(‖δ‖³), summed without cancellation.
 
@@ -77,7 +68,6 @@ def kl(
         model: Callable pytree from one input to C logits, which holds its weights w.
         x: One input.
         delta: The change δ of the weights, a pytree like them.
-        likelihood: The output distribution.
 
     Returns:
         A scalar ≥ 0, in nats.
@@ -105,11 +95,7 @@ def kl(
 
 @compiled
 def quadratic(
-    model: Model,
-    x: ArrayLike,
-    delta: PyTree,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    model: Model, x: ArrayLike, delta: PyTree, *, likelihood: Likelihood = Categorical()
 ) -> Float[Array, ""]:
     """Return ½ δᵀ F(x, w) δ, the second-order term of `kl`.
 
@@ -117,7 +103,6 @@ def quadratic(
         model: Callable pytree from one input to C logits, which holds its weights w.
         x: One input.
         delta: The change δ of the weights, a pytree like them.
-        likelihood: The output distribution.
 
     Returns:
         A scalar ≥ 0, in nats.
@@ -140,11 +125,7 @@ def quadratic(
 
 @compiled
 def factor(
-    model: Model,
-    x: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
+    model: Model, x: ArrayLike, *, likelihood: Likelihood = Categorical(), chunk: Chunk = None
 ) -> Float[Array, "r n"]:
     """Return A_w, of C − 1 rows, with F(x, w) = A_wᵀ A_w.
 
@@ -155,8 +136,6 @@ def factor(
     Args:
         model: Callable pytree from one input to C logits, which holds its weights w.
         x: One input.
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         (C − 1, number of weights), at least in float32; the columns run over
@@ -186,11 +165,7 @@ def factor(
 
 @compiled
 def trace(
-    model: Model,
-    x: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
+    model: Model, x: ArrayLike, *, likelihood: Likelihood = Categorical(), chunk: Chunk = None
 ) -> Float[Array, ""]:
     """Return trace F(x, w) = ‖A_w‖²_F, in nats per squared unit of the weights.
 
@@ -200,8 +175,6 @@ def trace(
     Args:
         model: Callable pytree from one input to C logits, which holds its weights w.
         x: One input.
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         A scalar ≥ 0.
@@ -229,13 +202,9 @@ def trace(
 
 @compiled
 def eigh(
-    model: Model,
-    x: ArrayLike,
-    k: Count | None = None,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Eigen:
+    model: Model, x: ArrayLike, k: Count | None = None, *, likelihood: Likelihood = Categorical(),
+    chunk: Chunk = None,
+) -> Eigen:  # fmt: skip
     """Return the leading eigenpairs of F(x, w).
 
     F has at most m = min(number of weights, C − 1) non-zero eigenvalues: squares of the singular
@@ -246,7 +215,6 @@ def eigh(
         model: Callable pytree from one input to C logits, which holds its weights w.
         x: One input.
         k: How many pairs, 1 ≤ k ≤ m; None for all m.
-        likelihood: The output distribution.
         chunk: How many rows of the factor are pulled back at once; None for all.
 
     Returns:

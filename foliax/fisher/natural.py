@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from foliax._core.checks import check_count, check_positive
 from foliax._core.compile import compiled
+from foliax._core.documented import documented
 from foliax._core.likelihood import Likelihood
 from foliax._core.types import Model
 from foliax._linalg.products import norm
@@ -45,16 +46,9 @@ class NaturalGradientState(NamedTuple):
 
 @compiled
 def solve(
-    model: Model,
-    xs: ArrayLike,
-    b: PyTree,
-    *,
-    damping: float | Array,
-    rtol: float = 1e-4,
-    max_steps: int = 50,
-    guess: PyTree | None = None,
-    likelihood: Likelihood = Categorical(),  # noqa: B008 (holds no state)
-) -> Solve:
+    model: Model, xs: ArrayLike, b: PyTree, *, damping: float | Array, rtol: float = 1e-4,
+    max_steps: int = 50, guess: PyTree | None = None, likelihood: Likelihood = Categorical(),
+) -> Solve:  # fmt: skip
     """Solve (mean F over xs + damping) v = b by conjugate gradients.
 
     The network is linearised once; an iteration costs one product with J_w and its transpose.
@@ -67,7 +61,6 @@ def solve(
         rtol: Residual, relative to ‖b‖, at which to stop.
         max_steps: Iterations at most; the last v is returned after them.
         guess: Where to start, a pytree like the weights; None for zero.
-        likelihood: The output distribution.
 
     Returns:
         `Solve(value, residual)`; look at the residual if `max_steps` was reached.
@@ -99,15 +92,11 @@ def solve(
     return Solve(value, norm(ravel_pytree(left)[0]) / jnp.where(size > 0, size, 1))
 
 
+@documented
 def natural_gradient(
-    model: Model,
-    damping: float | Array,
-    *,
-    max_kl: float | Array = float("inf"),
-    rtol: float = 1e-3,
-    max_steps: int = 20,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-) -> "optax.GradientTransformationExtraArgs":
+    model: Model, damping: float | Array, *, max_kl: float | Array = float("inf"),
+    rtol: float = 1e-3, max_steps: int = 20, likelihood: Likelihood = Categorical(),
+) -> "optax.GradientTransformationExtraArgs":  # fmt: skip
     """Precondition gradients with the damped inverse Fisher matrix, as an optax transformation.
 
     Replaces g by (F + damping)⁻¹ g with F the mean over the batch that `update` is given, by
@@ -131,7 +120,6 @@ def natural_gradient(
             each time that v is shortened.
         rtol: Relative residual of the solve.
         max_steps: Conjugate-gradient iterations at most, one F·v each.
-        likelihood: The output distribution.
 
     Returns:
         A transformation whose `update(grads, state, params, batch=xs)` needs the inputs xs.
@@ -163,13 +151,9 @@ def natural_gradient(
         return NaturalGradientState(jax.tree.map(jnp.zeros_like, split(params)[0]))
 
     def update(
-        updates: PyTree,
-        state: Any,
-        params: PyTree | None = None,
-        *,
-        batch: ArrayLike | None = None,
-        **_: Any,
-    ) -> tuple[PyTree, NaturalGradientState]:
+        updates: PyTree, state: Any, params: PyTree | None = None,
+        *, batch: ArrayLike | None = None, **_: Any,
+    ) -> tuple[PyTree, NaturalGradientState]:  # fmt: skip
         if params is None or batch is None:
             missing = "params" if params is None else "batch"
             raise ValueError(

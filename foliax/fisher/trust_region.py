@@ -17,13 +17,9 @@ _SLACK = 1.1  # what the third order adds to half the squared length is no reaso
 
 
 def within(
-    rebuild: Callable[[PyTree], Model],
-    weights: PyTree,
-    xs: Float[Array, "b ..."],
-    v: PyTree,
-    max_kl: float | Array,
-    likelihood: Likelihood,
-) -> PyTree:
+    rebuild: Callable[[PyTree], Model], weights: PyTree, xs: Float[Array, "b ..."], v: PyTree,
+    max_kl: float | Array, likelihood: Likelihood,
+) -> PyTree:  # fmt: skip
     """Shorten v until the mean KL over the batch from w to w − v is at most 1.1 max_kl.
 
     Half the squared Fisher length is the KL of a short step alone: a saturated output is nearly

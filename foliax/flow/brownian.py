@@ -69,7 +69,7 @@ def brownian(
     num_steps: Count = 1000,
     save_every: Count = 50,
     least: float | Array = 1e-6,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    likelihood: Likelihood = Categorical(),
 ) -> Brownian:
     """Run Brownian motion from x for a time, on the leaf or on the kernel leaf.
 

@@ -75,7 +75,7 @@ def closest(
     restarts: Count = 0,
     spread: float | Array = 1.0,
     key: Array | None = None,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    likelihood: Likelihood = Categorical(),
 ) -> Closest:
     """Return the closest point to the target on the leaf through `start`, locally.
 

@@ -43,11 +43,11 @@ def walk(
     kicks: Count = 0,
     kick: float | Array = 1.0,
     key: Array | None = None,
-    solver: diffrax.AbstractSolver = diffrax.Euler(),  # noqa: B008
-    controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),  # noqa: B008
-    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),  # noqa: B008
-    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),  # noqa: B008
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    solver: diffrax.AbstractSolver = diffrax.Euler(),
+    controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
+    likelihood: Likelihood = Categorical(),
 ) -> Path:
     """Walk from x toward a target without leaving the leaf: x' = P(target − x).
 
@@ -129,11 +129,11 @@ def drift(
     max_steps: Count = 1000,
     save_every: Count = 50,
     scheme: Scheme = "exact",
-    solver: diffrax.AbstractSolver = diffrax.Euler(),  # noqa: B008
-    controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),  # noqa: B008
-    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),  # noqa: B008
-    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),  # noqa: B008
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    solver: diffrax.AbstractSolver = diffrax.Euler(),
+    controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
+    likelihood: Likelihood = Categorical(),
 ) -> Path:
     """Drift from x along the projection of a constant ambient direction: x' = P v / ‖P v‖.
 

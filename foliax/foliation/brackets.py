@@ -18,7 +18,7 @@ from foliax._core.checks import as_point, check_chunk, check_count, check_positi
 from foliax._core.compile import compiled
 from foliax._core.jacobian import contrast_jacobian, pullback
 from foliax._core.likelihood import Likelihood
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Count, Model
 from foliax._linalg.products import norm
 from foliax._linalg.rank import singular_values
 from foliax._linalg.row_space import RowSpace
@@ -43,14 +43,9 @@ class Involutivity(NamedTuple):
 
 @compiled
 def involutivity(
-    model: Model,
-    x: ArrayLike,
-    *,
-    pairs: Count | None = None,
-    atol: float | None = None,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Involutivity:
+    model: Model, x: ArrayLike, *, pairs: Count | None = None, atol: float | None = None,
+    likelihood: Likelihood = Categorical(), chunk: Chunk = None,
+) -> Involutivity:  # fmt: skip
     """Measure how far D + [D, D] exceeds D at x.
 
     [c_i, c_j] = ∇²(Hs)_j c_i − ∇²(Hs)_i c_j for each pair of contrast gradients; each bracket is
@@ -63,7 +58,6 @@ def involutivity(
         x: One input, in the model's units. Use float64 where the counts matter.
         pairs: How many pairs are bracketed, evenly spread over all; None for all.
         atol: Size, relative to its terms, above which what leaves D counts; None for 10⁴ eps.
-        likelihood: The output distribution.
         chunk: How many pairs at once; None for all.
 
     Returns:

@@ -15,7 +15,7 @@ from foliax._core.compile import compiled
 from foliax._core.jacobian import contrast_jacobian
 from foliax._core.likelihood import Likelihood
 from foliax._core.no_derivative import refused
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Model
 from foliax._linalg.rank import count_rank, singular_values
 from foliax._linalg.row_space import RowSpace
 from foliax.likelihood import Categorical
@@ -37,13 +37,9 @@ class Frame(NamedTuple):
 
 @compiled
 def frame(
-    model: Model,
-    x: ArrayLike,
-    *,
-    rtol: float | None = None,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Frame:
+    model: Model, x: ArrayLike, *, rtol: float | None = None,
+    likelihood: Likelihood = Categorical(), chunk: Chunk = None,
+) -> Frame:  # fmt: skip
     """Return an orthonormal frame of D = (ker G)^⊥ = span{∇log p_i} at x.
 
     Found from the centred logit Jacobian, so it does not fade when the softmax saturates. The
@@ -52,11 +48,7 @@ def frame(
     alone, smoothly where the model is smooth and dim D constant, with a jump across a ReLU face.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         rtol: As in `dimension`.
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         `Frame(vectors, mask)`: (m, *x.shape) and (m,), m = min(n, C − 1).
@@ -82,24 +74,16 @@ def frame(
 
 @compiled
 def dimension(
-    model: Model,
-    x: ArrayLike,
-    *,
-    rtol: float | None = None,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Int[Array, ""]:
+    model: Model, x: ArrayLike, *, rtol: float | None = None,
+    likelihood: Likelihood = Categorical(), chunk: Chunk = None,
+) -> Int[Array, ""]:  # fmt: skip
     """Return dim D: the number of singular values of H J with s² > rtol · s_1².
 
     Counts directions of D regardless of saturation; `foliax.rank` counts eigenvalues of G. As of
     all counts, its derivative is a TypeError.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         rtol: Least squared singular value that counts; None for (10 · C · eps)².
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         An int32 scalar, ≤ min(n, C − 1); −1 where the Jacobian is not finite.
@@ -122,21 +106,13 @@ def dimension(
 
 @compiled
 def project_leaf(
-    model: Model,
-    x: ArrayLike,
-    v: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Float[Array, "..."]:
+    model: Model, x: ArrayLike, v: ArrayLike, *, likelihood: Likelihood = Categorical(),
+    chunk: Chunk = None,
+) -> Float[Array, "..."]:  # fmt: skip
     """Return the orthogonal projection of v on D: the part tangent to the data leaf through x.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         v: A tangent vector of x's shape.
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         P_D v, of x's shape; differentiable in x (at constant rank) and v.
@@ -162,21 +138,13 @@ def project_leaf(
 
 @compiled
 def project_kernel(
-    model: Model,
-    x: ArrayLike,
-    v: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Float[Array, "..."]:
+    model: Model, x: ArrayLike, v: ArrayLike, *, likelihood: Likelihood = Categorical(),
+    chunk: Chunk = None,
+) -> Float[Array, "..."]:  # fmt: skip
     """Return the orthogonal projection of v on ker G: the part along which p does not change.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         v: A tangent vector of x's shape.
-        likelihood: The output distribution.
-        chunk: How many rows are pulled back at once; None for all.
 
     Returns:
         v − P_D v, of x's shape.

@@ -65,14 +65,9 @@ class Curvature(NamedTuple):
 
 @compiled
 def sectional(
-    model: Model,
-    x: ArrayLike,
-    v: ArrayLike,
-    w: ArrayLike,
-    *,
-    method: CurvatureMethod = "gauss",
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-) -> Sectional:
+    model: Model, x: ArrayLike, v: ArrayLike, w: ArrayLike, *, method: CurvatureMethod = "gauss",
+    likelihood: Likelihood = Categorical(),
+) -> Sectional:  # fmt: skip
     """Return the sectional curvature, in G's metric, of the plane in D that v and w span.
 
     It is that of the leaf through x, and of all others that D may have there: of the image of a
@@ -86,7 +81,6 @@ def sectional(
 
     Args:
         model: Callable pytree from one input to C logits, twice (three times) differentiable at x.
-        x: One input, in the model's units.
         v: A vector of x's shape; its part in D counts.
         w: Another.
         method: "gauss" or "koszul".
@@ -140,7 +134,6 @@ def curvature(model: Model, x: ArrayLike) -> Curvature:
 
     Args:
         model: Callable pytree from one input to C logits, twice differentiable at x.
-        x: One input, in the model's units.
 
     Returns:
         `Curvature(sectional, mean, defined, dimension)`.
@@ -172,12 +165,7 @@ def curvature(model: Model, x: ArrayLike) -> Curvature:
 
 @compiled
 def connection(
-    model: Model,
-    x: ArrayLike,
-    v: ArrayLike,
-    field: Any,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
+    model: Model, x: ArrayLike, v: ArrayLike, field: Any, *, likelihood: Likelihood = Categorical()
 ) -> Float[Array, "..."]:
     """Return ∇_v W, the Levi-Civita derivative of a vector field on the leaf, in G's metric.
 
@@ -189,10 +177,8 @@ def connection(
 
     Args:
         model: Callable pytree from one input to C logits, twice differentiable at x.
-        x: One input, in the model's units.
         v: The direction of the derivative, of x's shape; its part in D counts.
         field: W, a function from x to a vector of its shape, differentiable at x.
-        likelihood: The output distribution.
 
     Returns:
         The vector in D, of x's shape. Directions of zero length in G, in the working precision,
@@ -271,11 +257,7 @@ def _orthonormal(
 
 
 def _second(
-    model: Model,
-    x: Array,
-    seen: Image,
-    vectors: Float[Array, "v n"],
-    likelihood: Likelihood,
+    model: Model, x: Array, seen: Image, vectors: Float[Array, "v n"], likelihood: Likelihood
 ) -> Float[Array, "v v r"]:
     """Return the second derivatives of x ↦ 2 √p in the sphere, in the coordinates of Lᵀ.
 

@@ -193,15 +193,9 @@ def run(
 
 
 def result(
-    x: Array,
-    points: Float[Array, "rows n"],
-    times: Float[Array, " rows"],
-    velocity: Float[Array, " n"],
-    length: Array,
-    defect: Array,
-    steps: Array,
-    status: Array,
-) -> Geodesic:
+    x: Array, points: Float[Array, "rows n"], times: Float[Array, " rows"],
+    velocity: Float[Array, " n"], length: Array, defect: Array, steps: Array, status: Array,
+) -> Geodesic:  # fmt: skip
     """Put a result together, from flat points."""
     return Geodesic(
         points.reshape(-1, *x.shape), times, points[-1].reshape(x.shape),

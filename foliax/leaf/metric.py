@@ -12,7 +12,7 @@ from foliax._core.checks import as_point, as_tangent, check_choice, check_chunk,
 from foliax._core.compile import compiled
 from foliax._core.jacobian import contrast_jacobian, logits_struct, working_dtype
 from foliax._core.likelihood import Likelihood
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Count, Model
 from foliax._linalg.row_space import RowSpace
 from foliax.data_matrix import quadratic
 from foliax.flow.path import Code, Status
@@ -27,11 +27,7 @@ _CATEGORICAL = Categorical()
 
 @compiled
 def length(
-    model: Model,
-    points: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
+    model: Model, points: ArrayLike, *, likelihood: Likelihood = Categorical(), chunk: Chunk = None
 ) -> Float[Array, ""]:
     """Return the length ∫ √(ẋᵀ G ẋ) dt of a curve through the points, in G's metric.
 
@@ -40,9 +36,7 @@ def length(
     no length.
 
     Args:
-        model: Callable pytree from one input to C logits.
         points: (k, *shape of one input), k ≥ 2, in order along the curve.
-        likelihood: The output distribution.
         chunk: How many segments at once; None for all.
 
     Returns:
@@ -66,11 +60,7 @@ def length(
 
 @compiled
 def energy(
-    model: Model,
-    points: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
+    model: Model, points: ArrayLike, *, likelihood: Likelihood = Categorical(), chunk: Chunk = None
 ) -> Float[Array, ""]:
     """Return the energy ½ ∫ ẋᵀ G ẋ dt of a curve through the points, t from 0 to 1 in equal steps.
 
@@ -78,9 +68,7 @@ def energy(
     to it where the speed is constant.
 
     Args:
-        model: Callable pytree from one input to C logits.
         points: (k, *shape of one input), k ≥ 2, in order along the curve.
-        likelihood: The output distribution.
         chunk: How many segments at once; None for all.
 
     Returns:
@@ -103,14 +91,9 @@ def energy(
 
 @compiled
 def distance(
-    model: Model,
-    x: ArrayLike,
-    y: ArrayLike,
-    *,
-    method: GeodesicMethod = "sphere",
-    num_steps: Count = 64,
-    solver: diffrax.AbstractSolver = diffrax.Heun(),  # noqa: B008
-) -> Float[Array, ""]:
+    model: Model, x: ArrayLike, y: ArrayLike, *, method: GeodesicMethod = "sphere",
+    num_steps: Count = 64, solver: diffrax.AbstractSolver = diffrax.Heun(),
+) -> Float[Array, ""]:  # fmt: skip
     """Return how long the geodesic is from x to the probabilities of y, or a lower bound of it.
 
     - `"sphere"`: 2 arccos Σ_i √(p_i q_i), the distance of p = p(x) and q = p(y) in the simplex.
@@ -124,7 +107,6 @@ def distance(
 
     Args:
         model: Callable pytree from one input to C logits; for "connection" twice differentiable.
-        x: One input, in the model's units.
         y: Another, of x's shape.
         method: "sphere" or "connection".
         num_steps: Of "connection", as in `geodesic`.
@@ -163,15 +145,10 @@ def distance(
 
 @compiled
 def geodesic(
-    model: Model,
-    x: ArrayLike,
-    y: ArrayLike | None = None,
-    *,
-    log_probabilities: ArrayLike | None = None,
-    method: GeodesicMethod = "sphere",
-    num_steps: Count = 64,
-    solver: diffrax.AbstractSolver = diffrax.Heun(),  # noqa: B008
-) -> Geodesic:
+    model: Model, x: ArrayLike, y: ArrayLike | None = None, *,
+    log_probabilities: ArrayLike | None = None, method: GeodesicMethod = "sphere",
+    num_steps: Count = 64, solver: diffrax.AbstractSolver = diffrax.Heun(),
+) -> Geodesic:  # fmt: skip
     """Return the geodesic of the leaf through x to where the probabilities are those of y.
 
     The end is on the leaf of x and has the probabilities of y; it is y itself only where y is on
@@ -224,14 +201,9 @@ def geodesic(
 
 @compiled
 def exponential(
-    model: Model,
-    x: ArrayLike,
-    v: ArrayLike,
-    *,
-    method: GeodesicMethod = "sphere",
-    num_steps: Count = 64,
-    solver: diffrax.AbstractSolver = diffrax.Heun(),  # noqa: B008
-) -> Geodesic:
+    model: Model, x: ArrayLike, v: ArrayLike, *, method: GeodesicMethod = "sphere",
+    num_steps: Count = 64, solver: diffrax.AbstractSolver = diffrax.Heun(),
+) -> Geodesic:  # fmt: skip
     """Return the geodesic of the leaf from x with initial velocity v, up to t = 1: exp_x(v).
 
     - `"sphere"`: the great circle of √p with this velocity, lifted; see `geodesic`. It ends
@@ -307,7 +279,7 @@ def _target(
 
 
 def _segments(
-    model: Model, points: ArrayLike, likelihood: Likelihood, chunk: Count | None
+    model: Model, points: ArrayLike, likelihood: Likelihood, chunk: Chunk
 ) -> Float[Array, " segments"]:
     """Return |A Δx|² of every segment, A at its middle."""
     check_chunk(chunk)

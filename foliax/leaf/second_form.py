@@ -17,7 +17,7 @@ from foliax._core.checks import as_point, as_tangent, check_chunk
 from foliax._core.compile import compiled
 from foliax._core.jacobian import contrast_jacobian
 from foliax._core.likelihood import Likelihood
-from foliax._core.types import Count, Model
+from foliax._core.types import Chunk, Model
 from foliax._linalg import lapack
 from foliax._linalg.products import dot, norm
 from foliax._linalg.row_space import RowSpace
@@ -55,13 +55,9 @@ class Principal(NamedTuple):
 
 @compiled
 def second_fundamental_form(
-    model: Model,
-    x: ArrayLike,
-    u: ArrayLike,
-    v: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-) -> Float[Array, "..."]:
+    model: Model, x: ArrayLike, u: ArrayLike, v: ArrayLike,
+    *, likelihood: Likelihood = Categorical(),
+) -> Float[Array, "..."]:  # fmt: skip
     """Return II(u, v) = P_ker (D_u V): how V = v, kept inside D, turns out of it along u.
 
     In the Euclidean metric of input space. For a unit vector u of a curve on the leaf, |II(u, u)|
@@ -70,10 +66,8 @@ def second_fundamental_form(
 
     Args:
         model: Callable pytree from one input to C logits, twice differentiable at x.
-        x: One input, in the model's units.
         u: A vector of x's shape; its part in D counts.
         v: Another.
-        likelihood: The output distribution.
 
     Returns:
         A vector in ker G, of x's shape; symmetric in u and v where D is integrable.
@@ -102,11 +96,7 @@ def second_fundamental_form(
 
 @compiled
 def extrinsic(
-    model: Model,
-    x: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
+    model: Model, x: ArrayLike, *, likelihood: Likelihood = Categorical(), chunk: Chunk = None
 ) -> Extrinsic:
     """Return how strongly the leaf bends in input space, and whether it is one at all.
 
@@ -115,8 +105,6 @@ def extrinsic(
 
     Args:
         model: Callable pytree from one input to C logits, twice differentiable at x.
-        x: One input, in the model's units.
-        likelihood: The output distribution.
         chunk: For how many frame vectors the Jacobian is differentiated at once; None for all.
 
     Returns:
@@ -145,23 +133,17 @@ def extrinsic(
 
 @compiled
 def principal_curvatures(
-    model: Model,
-    x: ArrayLike,
-    normal: ArrayLike,
-    *,
-    likelihood: Likelihood = Categorical(),  # noqa: B008
-    chunk: Count | None = None,
-) -> Principal:
+    model: Model, x: ArrayLike, normal: ArrayLike, *, likelihood: Likelihood = Categorical(),
+    chunk: Chunk = None,
+) -> Principal:  # fmt: skip
     """Return the eigenvalues of u, v ↦ ⟨II(u, v), ν⟩ on D, ν the unit normal along `normal`.
 
     Of the symmetric part, where D is not integrable.
 
     Args:
         model: Callable pytree from one input to C logits, twice differentiable at x.
-        x: One input, in the model's units.
         normal: A vector of x's shape; its part in ker G, scaled to length 1, is ν. Where that part
             is only rounding all values are 0.
-        likelihood: The output distribution.
         chunk: As in `extrinsic`.
 
     Returns:
@@ -216,7 +198,7 @@ def _change(
 
 
 def _form(
-    model: Model, x: Float[Array, "..."], likelihood: Likelihood, chunk: Count | None
+    model: Model, x: Float[Array, "..."], likelihood: Likelihood, chunk: Chunk
 ) -> tuple[Float[Array, "m m n"], RowSpace]:
     """Return II(e_i, e_j) for the orthonormal basis of D; zero for masked rows."""
     _, space = _space(model, x, likelihood)

@@ -301,10 +301,7 @@ def _depthwise_jvp(
 
 
 def _spread(
-    g: Float[Array, "p q c"],
-    kernel: Float[Array, "a a c"],
-    stride: int,
-    extents: tuple[int, ...],
+    g: Float[Array, "p q c"], kernel: Float[Array, "a a c"], stride: int, extents: tuple[int, ...]
 ) -> Float[Array, "h w c"]:
     """Return the gradient of ⟨g, depthwise(x)⟩ in x.
 

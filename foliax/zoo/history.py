@@ -131,11 +131,7 @@ RULES: Final = ("peak", "accuracy", "best", "epoch")
 
 
 def choose_epoch(
-    history: History,
-    *,
-    rule: str = "peak",
-    min_accuracy: float = 0.9,
-    epoch: int | None = None,
+    history: History, *, rule: str = "peak", min_accuracy: float = 0.9, epoch: int | None = None
 ) -> int:
     """Return the partially trained epoch at which to study the geometry.
 

@@ -65,7 +65,7 @@ class _Task(NamedTuple):
 def train(
     model: nnx.Module,
     dataset: Dataset,
-    config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
+    config: TrainConfig = TrainConfig(),
     *,
     out: str | os.PathLike | None = None,
     on_epoch: OnEpoch | None = None,

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from foliax._core.checks import check_choice, check_count, check_key, check_positive
+from foliax._core.documented import documented
 from foliax._core.types import Count, Model
 from foliax._linalg.products import dot
 from foliax.apps.attack.scene import (
@@ -33,6 +34,7 @@ else:
 _TINY = 1e-30  # a radius that is not 0
 
 
+@documented
 def spectral(
     model: Model,
     x: ArrayLike,
@@ -50,8 +52,6 @@ def spectral(
     length; the last one goes on until the total move has the length of the budget.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's (normalised) units.
         budget: Length of the move, ≥ 0, in the units of x.
         num_steps: How often the eigenvector is found, ≥ 1.
         label: The class to move away from; None for the predicted one.
@@ -93,6 +93,7 @@ def spectral(
     return better(scene, jax.vmap(one_way)(jnp.stack([first, -first])))
 
 
+@documented
 def geodesic(
     model: Model,
     x: ArrayLike,
@@ -110,8 +111,6 @@ def geodesic(
     leaves the simplex.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's (normalised) units.
         budget: Distance from x at the end, ≥ 0, in the units of x.
         num_steps: Steps of the entire geodesic, ≥ 1; between them it is a straight line.
         method: As in `foliax.leaf.exponential`: "sphere" (needs rank G = C − 1) or "connection".
@@ -147,6 +146,7 @@ def geodesic(
     return better(scene, jax.vmap(one_way)(jnp.array([1.0, -1.0])))
 
 
+@documented
 def fast_gradient(
     model: Model,
     x: ArrayLike,
@@ -159,8 +159,6 @@ def fast_gradient(
     """Move x in one step against the gradient of the log probability of the label.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's (normalised) units.
         budget: Length of the move, ≥ 0, in the units of x.
         norm: "euclidean" for the direction of the gradient, the steepest of its length; "max" for
             that of its signs, which moves every pixel by the same amount (FGSM).
@@ -188,6 +186,7 @@ def fast_gradient(
     return result(scene, scene.x + scene.budget * direction)
 
 
+@documented
 def projected_gradient(
     model: Model,
     x: ArrayLike,
@@ -201,8 +200,6 @@ def projected_gradient(
     """Move x by steps against the gradient, each projected on the ball of the budget and the box.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's (normalised) units.
         budget: Radius of the ball, ≥ 0, in the units of x.
         num_steps: Gradients, ≥ 1.
         step: Length of a step over the budget, > 0.
@@ -241,6 +238,7 @@ def projected_gradient(
     return better(scene, way.reshape(num_steps, -1))
 
 
+@documented
 def random_direction(
     model: Model,
     x: ArrayLike,
@@ -253,8 +251,6 @@ def random_direction(
     """Move x in a random direction, uniform over the sphere.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's (normalised) units.
         budget: Length of the move, ≥ 0, in the units of x.
         key: A `jax.random` key.
         label: The class to move away from; None for the predicted one.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._core.checks import as_point, as_tangent, check_choice, check_finite, check_positive
+from foliax._core.documented import documented
 from foliax._core.types import Count, Model
 from foliax.apps.denoise.projection import Projected, as_references, project
 from foliax.apps.denoise.references import squares
@@ -122,6 +123,7 @@ def combine(
     )
 
 
+@documented
 def denoise(
     model: Model,
     x: ArrayLike,
@@ -140,7 +142,6 @@ def denoise(
     """Denoise x: project it on the leaves through the references, and combine the projections.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: The noisy image, in the model's (normalised) units.
         references: (k, *x.shape) clean images, as `nearest` chooses them.
         by: As in `combine`.
@@ -178,6 +179,7 @@ def denoise(
     )  # fmt: skip
 
 
+@documented
 def exchange_kernel(
     model: Model, x: ArrayLike, clean: ArrayLike, *, at: At = "x"
 ) -> Float[Array, "..."]:
@@ -188,7 +190,6 @@ def exchange_kernel(
     One projection in place of a flow: D is that of one point, so it costs one Jacobian.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: The noisy image, in the model's (normalised) units.
         clean: A clean image like it, such as the mean of its nearest clean images.
         at: Where D is taken, "x" or "clean".

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._core.checks import as_point, check_positive
+from foliax._core.documented import documented
 from foliax._core.lanes import lanes
 from foliax._core.types import Count, Model
 from foliax._linalg.products import norm
@@ -31,6 +32,7 @@ class Projected(NamedTuple):
     num_steps: Int[Array, " k"]
 
 
+@documented
 def project(
     model: Model,
     x: ArrayLike,
@@ -50,7 +52,6 @@ def project(
     Costs one Jacobian a step, for each reference.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: The noisy image, in the model's (normalised) units.
         references: (k, *x.shape) points of the leaves.
         level: Distance at which to stop, ≥ 0, in the units of x; 0 for the closest point.

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
 from foliax._core.checks import as_point, check_choice, check_count
+from foliax._core.documented import documented
 from foliax._core.jacobian import logits_struct, working_dtype
 from foliax._core.types import Count, Model
 from foliax.likelihood import Categorical
@@ -43,13 +44,13 @@ def nearest(x: ArrayLike, images: ArrayLike, k: Count) -> Int[Array, " k"]:
     return _least(squares(x, _as_images(images, x.shape, k)), k)
 
 
+@documented
 def nearest_by_class(
     model: Model, x: ArrayLike, images: ArrayLike, labels: ArrayLike, k: Count
 ) -> Int[Array, " k"]:
     """Return the places of the k images nearest to x among those of the class predicted for x.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: One image.
         images: (N, *x.shape) images to choose from.
         labels: (N,) their classes.

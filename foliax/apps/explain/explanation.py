@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
 from foliax._core.checks import as_class, as_point, check_choice, check_count, check_positive
+from foliax._core.documented import documented
 from foliax._core.jacobian import logits_struct, working_dtype
 from foliax._core.lanes import lanes
 from foliax._core.types import Count, Metric, Model
@@ -67,6 +68,7 @@ class Explanation(NamedTuple):
     fisher: Reached
 
 
+@documented
 def reach(
     model: Model,
     x: ArrayLike,
@@ -90,8 +92,6 @@ def reach(
     Pixels are not kept in their range: D has too few dimensions for that.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's (normalised) units.
         to: The class.
         metric: What is minimised: "euclidean", the move in input space, or "fisher", that in G's
             metric.
@@ -145,18 +145,13 @@ def _reached(
     )
 
 
+@documented
 def explain(
-    model: Model,
-    x: ArrayLike,
-    *,
-    step: float | Array = 0.1,
-    max_steps: Count = 1000,
+    model: Model, x: ArrayLike, *, step: float | Array = 0.1, max_steps: Count = 1000
 ) -> Explanation:
     """Reach every class from x, by the smallest move in input space and by that in G's metric.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's (normalised) units.
         step: As in `reach`.
         max_steps: As in `reach`.
 

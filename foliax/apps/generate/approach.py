@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._core.checks import as_point, as_tangent, check_count, check_positive
+from foliax._core.documented import documented
 from foliax._core.types import Count, Model
 from foliax._linalg.products import dot, norm
 from foliax.apps.generate.scene import (
@@ -47,6 +48,7 @@ class _Walk(NamedTuple):
     status: Int[Array, ""]
 
 
+@documented
 def approach(
     model: Model,
     x: ArrayLike,
@@ -69,7 +71,6 @@ def approach(
     step, so the walk cannot oscillate. One Jacobian a step.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: The start, in the model's (normalised) units.
         target: Where to go, of x's shape.
         label: The class whose probability is kept; None for the one predicted at x.
@@ -110,11 +111,7 @@ def approach(
 
 @eqx.filter_jit
 def _approached(
-    scene: Scene,
-    target: Array,
-    limits: _Limits,
-    max_steps: int,
-    save_every: int,
+    scene: Scene, target: Array, limits: _Limits, max_steps: int, save_every: int
 ) -> Motion:
     inside, p_start = begin(scene)
     rows, start = jnp.arange(1 + max_steps // save_every), scene.start

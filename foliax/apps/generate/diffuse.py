@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from foliax._core.checks import check_choice, check_count, check_key, check_positive
+from foliax._core.documented import documented
 from foliax._core.types import Along, Count, Model
 from foliax._linalg.products import norm
 from foliax.apps.generate.scene import (
@@ -24,6 +25,7 @@ from foliax.flow.path import Code
 from foliax.likelihood import contrast_change, included
 
 
+@documented
 def diffuse(
     model: Model,
     x: ArrayLike,
@@ -48,7 +50,6 @@ def diffuse(
     threshold, and in the long run it visits the allowed part of its leaf, if bounded, evenly.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: The start, in the model's (normalised) units.
         key: A `jax.random` key; the same key gives the same motion.
         time: How long, > 0: E‖ΔX‖² ≈ d · time while nothing is refused, d the dimension of the

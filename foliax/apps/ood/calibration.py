@@ -94,9 +94,7 @@ def standardise(calibration: Calibration, found: Named) -> dict[str, Float[Array
 
 
 def combine(
-    calibration: Calibration,
-    found: Named,
-    names: Sequence[str] | None = None,
+    calibration: Calibration, found: Named, names: Sequence[str] | None = None
 ) -> Float[Array, "..."]:
     """Return the sum of standardised scores: one number, fitted without outliers.
 

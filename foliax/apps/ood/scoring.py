@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._core.checks import as_point, check_choice, check_count, check_positive
+from foliax._core.documented import documented
 from foliax._core.jacobian import contrast_jacobian
 from foliax._core.lanes import lanes
 from foliax._core.types import Count, Model
@@ -129,11 +130,11 @@ def medoids(xs: ArrayLike, labels: ArrayLike, *, num_classes: Count) -> Int[np.n
     return np.array(found)
 
 
+@documented
 def prepare(model: Model, points: ArrayLike, *, block: Count = 16) -> References:
     """Evaluate the model once at each reference, for the scores of many inputs.
 
     Args:
-        model: Callable pytree from one input to C logits.
         points: (k, *x.shape) the references, in the model's units.
         block: How many are computed at once.
 
@@ -173,6 +174,7 @@ def _root(logits: Float[Array, " c"]) -> Float[Array, " c"]:
 # --- scores ------------------------------------------------------------------------------------
 
 
+@documented
 def score(
     model: Model,
     x: ArrayLike,
@@ -192,8 +194,6 @@ def score(
     `foliax.map(score, model, xs, jax.tree.map(lambda rows: rows[places], prepared))`.
 
     Args:
-        model: Callable pytree from one input to C logits.
-        x: One input, in the model's units.
         references: What `prepare` returned, or (k, *x.shape) points.
         reduce: "min" for the nearest by each score, "mean" over all, "none" to keep all k.
         feet: Whether to flow to the closest points.

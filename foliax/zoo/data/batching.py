@@ -84,13 +84,7 @@ def batches(
 
 
 def _check(
-    total: int,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    index: int,
-    count: int,
-    drop_remainder: bool,
+    total: int, batch_size: int, seed: int, epoch: int, index: int, count: int, drop_remainder: bool
 ) -> None:
     if count < 1 or not 0 <= index < count:
         raise ValueError(

@@ -142,9 +142,7 @@ def _missing(what: str, package: str, extra: str, place: Path | None) -> str:
 
 
 @functools.cache
-def _read_csv(
-    path: Path,
-) -> tuple[UInt8[np.ndarray, "n 28 28 1"], Int[np.ndarray, " n"]]:
+def _read_csv(path: Path) -> tuple[UInt8[np.ndarray, "n 28 28 1"], Int[np.ndarray, " n"]]:
     """Return images and labels of lines of 784 pixels, 0 to 255, and the label."""
     try:
         lines = gzip.decompress(path.read_bytes()).splitlines()

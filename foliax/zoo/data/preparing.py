@@ -37,10 +37,7 @@ _BLOCK = 1 << 20
 
 
 def prepare(
-    name: str,
-    *,
-    files: str | os.PathLike | None = None,
-    data_dir: str | os.PathLike | None = None,
+    name: str, *, files: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None
 ) -> Path:
     """Prepare a data set with TensorFlow Datasets, so that `load` finds it.
 
