@@ -19,19 +19,6 @@
 # *A minute on a CPU.* The first cell installs foliax where it is not there yet.
 
 # %%
-try:
-    import foliax
-except ImportError:
-    import subprocess
-    import sys
-
-    # A checkout of foliax, relative to here; the repository has no public address yet. On Colab,
-    # upload the checkout and write its folder.
-    SOURCE = ".."
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE + "[mnist]"], check=True)
-    import foliax
-
-# %%
 import os
 import tempfile
 from functools import partial
@@ -43,6 +30,7 @@ import numpy as np
 from flax import linen, nnx
 from PIL import Image
 
+import foliax
 from foliax import viz, zoo
 
 SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to check that everything works

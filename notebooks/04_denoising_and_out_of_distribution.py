@@ -19,19 +19,6 @@
 # *A minute on a CPU.* The first cell installs foliax where it is not there yet.
 
 # %%
-try:
-    import foliax
-except ImportError:
-    import subprocess
-    import sys
-
-    # A checkout of foliax, relative to here; the repository has no public address yet. On Colab,
-    # upload the checkout and write its folder.
-    SOURCE = ".."
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
-    import foliax
-
-# %%
 import os
 import tempfile
 from pathlib import Path
@@ -42,6 +29,7 @@ from PIL import Image
 from skimage.filters import gaussian
 from sklearn.metrics import roc_auc_score
 
+import foliax
 from foliax import viz, zoo
 
 SMOKE = os.environ.get("FOLIAX_SMOKE", "0") != "0"  # a quick run, to check that everything works

@@ -19,19 +19,6 @@
 # *A minute or two on a CPU.* The first cell installs foliax where it is not there yet.
 
 # %%
-try:
-    import foliax
-except ImportError:
-    import subprocess
-    import sys
-
-    # A checkout of foliax, relative to here; the repository has no public address yet. On Colab,
-    # upload the checkout and write its folder.
-    SOURCE = ".."
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE + "[mnist]"], check=True)
-    import foliax
-
-# %%
 import os
 import tempfile
 from pathlib import Path
@@ -41,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+import foliax
 from foliax import viz, zoo
 from foliax.apps.metamer import metamers
 

@@ -1,7 +1,7 @@
 """Make the notebooks from their scripts: python notebooks/pair.py.
 
-As `jupytext --to ipynb` does, but with cell ids that depend on the cells alone, so that the same
-script gives the same file.
+As `jupytext --to ipynb` does, with a first code cell that installs foliax, and with cell ids that
+depend on the cells alone, so that the same script gives the same file.
 """
 
 import hashlib
@@ -11,6 +11,18 @@ import jupytext
 import nbformat
 
 FOLDER = Path(__file__).parent
+INSTALL = """\
+try:
+    import foliax
+except ImportError:
+    import subprocess
+    import sys
+
+    # A checkout of foliax, relative to here; the repository has no public address yet. On Colab,
+    # upload the checkout and write its folder.
+    SOURCE = ".."
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE + "[mnist]"], check=True)
+""".rstrip()
 
 
 def scripts() -> list[Path]:
@@ -21,12 +33,14 @@ def scripts() -> list[Path]:
 def notebook(script: Path) -> str:
     """Return the text of the notebook of a script."""
     made = jupytext.read(script)
-    seen = set()
+    first = next(place for place, cell in enumerate(made.cells) if cell.cell_type == "code")
+    made.cells.insert(first, nbformat.v4.new_code_cell(INSTALL))
+    taken = set()
     for cell in made.cells:
         name, copy = hashlib.sha256(cell.source.encode()).hexdigest()[:8], 0
-        while (cell_id := f"{name}-{copy}" if copy else name) in seen:
+        while (cell_id := f"{name}-{copy}" if copy else name) in taken:
             copy += 1
-        seen.add(cell_id)
+        taken.add(cell_id)
         cell["id"] = cell_id
     return nbformat.writes(made) + "\n"
 

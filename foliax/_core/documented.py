@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -12,6 +13,29 @@ SHARED = {
     "x": "One input, in the model's (normalised) units.",
     "likelihood": "The output distribution.",
     "chunk": "How many rows are pulled back at once; None for all.",
+    "along": '"leaf" for D, "kernel" for ker G.',
+    "box": (
+        "The pixel bounds, in the units of x, which x must respect (the target need not); None "
+        "for none."
+    ),
+    "free": (
+        "A boolean mask that broadcasts to x, true where x may move (pixels, patches, tokens); "
+        "None for everywhere. D, the kernel and all lengths are then those of the free entries."
+    ),
+    "step": "Length of a step, > 0, in the units of x.",
+    "save_every": "A point is kept every so many steps.",
+    "solver": "A diffrax solver. Euler needs one Jacobian a step, one of s stages s + 1.",
+    "controller": (
+        "A diffrax step-size controller; adaptive ones need a solver with an error estimate, "
+        'and change what a "step" is. A rejected step counts against `max_steps`.'
+    ),
+    "adjoint": (
+        "How diffrax differentiates the walk: the default serves `jax.grad`, "
+        "`diffrax.ForwardMode()` serves `jax.jvp`. (That of an exact kernel walk is the "
+        "derivative of its chord corrections, whose Jacobian is a step old: approximate, to "
+        "5e-3 to 2e-2 of the gradient's length on small tanh networks.)"
+    ),
+    "progress_meter": "A diffrax progress meter, as `diffrax.TqdmProgressMeter()`.",
 }
 
 
@@ -37,7 +61,10 @@ def completed(docstring: str, parameters: Iterable[str]) -> str:
         for entry in re.split(r"(?m)^(?=    \S)", section)
         if entry
     }
-    shared = {name: f"    {name}: {meaning}" for name, meaning in SHARED.items()}
-    entries = [(own | {k: v for k, v in shared.items() if k not in own}).get(n) for n in parameters]
-    lines = "\n".join(entry for entry in entries if entry)
+    lines = "\n".join(own.get(name) or _entry(name) for name in parameters if name in own | SHARED)
     return f"{before}\nArgs:\n{lines}\n{blank[1:]}{after}" if lines else text
+
+
+def _entry(name: str) -> str:
+    text = f"{name}: {SHARED[name]}"
+    return textwrap.fill(text, 96, initial_indent=" " * 4, subsequent_indent=" " * 8)

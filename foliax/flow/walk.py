@@ -13,6 +13,7 @@ from foliax._core.checks import (
     check_count,
     check_key,
 )
+from foliax._core.documented import documented
 from foliax._core.likelihood import Likelihood
 from foliax._core.types import Along, Count, Model, Scheme, Speed
 from foliax.flow.path import Path
@@ -25,30 +26,20 @@ __all__ = ["drift", "walk"]
 _MOST_STEPS = 80_000  # beyond, diffrax would round the last step of float32 time away
 
 
+@documented
 def walk(
-    model: Model,
-    x: ArrayLike,
-    target: ArrayLike,
-    *,
-    along: Along = "leaf",
-    box: Any = None,  # a Box
-    free: ArrayLike | None = None,
-    step: float | Array = 0.1,
-    max_steps: Count = 5000,
-    save_every: Count = 50,
-    arrival: float | Array = 1.0,
-    stall: float | Array = 0.01,
-    scheme: Scheme = "exact",
-    speed: Speed = "unit",
-    kicks: Count = 0,
-    kick: float | Array = 1.0,
-    key: Array | None = None,
+    model: Model, x: ArrayLike, target: ArrayLike, *,
+    along: Along = "leaf", box: Any = None, free: ArrayLike | None = None,
+    step: float | Array = 0.1, max_steps: Count = 5000, save_every: Count = 50,
+    arrival: float | Array = 1.0, stall: float | Array = 0.01,
+    scheme: Scheme = "exact", speed: Speed = "unit",
+    kicks: Count = 0, kick: float | Array = 1.0, key: Array | None = None,
+    likelihood: Likelihood = Categorical(),
     solver: diffrax.AbstractSolver = diffrax.Euler(),
     controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
     progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
-    likelihood: Likelihood = Categorical(),
-) -> Path:
+) -> Path:  # fmt: skip
     """Walk from x toward a target without leaving the leaf: x' = P(target − x).
 
     The speed is one `step` of input length a step. `"exact"` shortens the step to ‖P d‖ near the
@@ -58,17 +49,9 @@ def walk(
     until it arrives or runs out of steps. Costs one Jacobian a step.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: The start, in the model's (normalised) units.
         target: Where to go, of x's shape.
-        along: "leaf" for D, "kernel" for ker G.
-        box: The pixel bounds, in the units of x, which x must respect (the target need not); None
-            for none.
-        free: A boolean mask that broadcasts to x, true where x may move (pixels, patches, tokens);
-            None for everywhere. D, the kernel and all lengths are then those of the free entries.
-        step: Length of a step, > 0, in the units of x.
         max_steps: Steps at most, ≤ 80,000; sets the shape of the result.
-        save_every: A point is kept every so many steps.
         arrival: Distance to the target at which the walk has arrived, ≥ 0.
         stall: Tangent fraction ‖P d‖/‖d‖ below which "exact" has stalled, once the foot is within
             a step. Where D is a thin slice, √(d/n) < 0.1 for d = dim D (the fraction of a random
@@ -78,15 +61,6 @@ def walk(
         kicks: How often a stalled walk is sent on by a random displacement inside D.
         kick: Length of such a displacement, > 0.
         key: A `jax.random` key, needed where kicks > 0.
-        solver: A diffrax solver. Euler needs one Jacobian a step, one of s stages s + 1.
-        controller: A diffrax step-size controller; adaptive ones need a solver with an error
-            estimate, and change what a "step" is. A rejected step counts against `max_steps`.
-        adjoint: How diffrax differentiates the walk: the default serves `jax.grad`,
-            `diffrax.ForwardMode()` serves `jax.jvp`. (That of an exact kernel walk is the
-            derivative of its chord corrections, whose Jacobian is a step old: approximate, to
-            5e-3 to 2e-2 of the gradient's length on small tanh networks.)
-        progress_meter: A diffrax progress meter, as `diffrax.TqdmProgressMeter()`.
-        likelihood: The output distribution.
 
     Returns:
         A `Path`, with a `Status`: arrived, stalled, out_of_steps, boundary or invalid; outside,
@@ -117,24 +91,17 @@ def walk(
     return _integrated(scene, integrator)
 
 
+@documented
 def drift(
-    model: Model,
-    x: ArrayLike,
-    direction: ArrayLike,
-    *,
-    along: Along = "leaf",
-    box: Any = None,  # a Box
-    free: ArrayLike | None = None,
-    step: float | Array = 0.1,
-    max_steps: Count = 1000,
-    save_every: Count = 50,
-    scheme: Scheme = "exact",
+    model: Model, x: ArrayLike, direction: ArrayLike, *,
+    along: Along = "leaf", box: Any = None, free: ArrayLike | None = None,
+    step: float | Array = 0.1, max_steps: Count = 1000, save_every: Count = 50,
+    scheme: Scheme = "exact", likelihood: Likelihood = Categorical(),
     solver: diffrax.AbstractSolver = diffrax.Euler(),
     controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize(),
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
     progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
-    likelihood: Likelihood = Categorical(),
-) -> Path:
+) -> Path:  # fmt: skip
     """Drift from x along the projection of a constant ambient direction: x' = P v / ‖P v‖.
 
     Along the kernel p is conserved. `"exact"` keeps it: it moves along ker G with the active
@@ -142,27 +109,10 @@ def drift(
     and leaves the level set.
 
     Args:
-        model: Callable pytree from one input to C logits.
         x: The start, in the model's (normalised) units.
         direction: The ambient direction v, of x's shape; its length does not matter.
-        along: "leaf" for D, "kernel" for ker G.
-        box: The pixel bounds, in the units of x, which x must respect (the target need not); None
-            for none.
-        free: A boolean mask that broadcasts to x, true where x may move (pixels, patches, tokens);
-            None for everywhere. D, the kernel and all lengths are then those of the free entries.
-        step: Length of a step, > 0, in the units of x.
         max_steps: How many steps, ≤ 80,000; sets the shape of the result.
-        save_every: A point is kept every so many steps.
         scheme: "exact" or "published".
-        solver: A diffrax solver. Euler needs one Jacobian a step, one of s stages s + 1.
-        controller: A diffrax step-size controller; adaptive ones need a solver with an error
-            estimate, and change what a "step" is. A rejected step counts against `max_steps`.
-        adjoint: How diffrax differentiates the walk: the default serves `jax.grad`,
-            `diffrax.ForwardMode()` serves `jax.jvp`. (That of an exact kernel walk is the
-            derivative of its chord corrections, whose Jacobian is a step old: approximate, to
-            5e-3 to 2e-2 of the gradient's length on small tanh networks.)
-        progress_meter: A diffrax progress meter, as `diffrax.TqdmProgressMeter()`.
-        likelihood: The output distribution.
 
     Returns:
         A `Path`, with a `Status`: completed, stalled (v has no part to follow), boundary (the box
