@@ -158,8 +158,6 @@ CALLS: dict[str, Call] = {
     "sharding.factor": lambda m, x: sharding._factor(m, x, Categorical(), None, MESH),
     "attack.spectral": lambda m, x: attack.spectral(m, x, 0.1),
     "attack.geodesic": lambda m, x: attack.geodesic(m, x, 0.1, num_steps=2),
-    "attack.fast_gradient": lambda m, x: attack.fast_gradient(m, x, 0.1),
-    "attack.projected_gradient": lambda m, x: attack.projected_gradient(m, x, 0.1, num_steps=2),
     "attack.random_direction": lambda m, x: attack.random_direction(m, x, 0.1, KEY),
     "denoise.choose": lambda m, _: denoise.choose(
         XS, YS, 1, by="class", model=m, labels=LABELS),
@@ -180,7 +178,6 @@ CALLS: dict[str, Call] = {
 # Lowered with other models as well: each a way in which the model is differentiated.
 EACH_WAY = (
     "trace", "matvec", "project_leaf", "eigh by Lanczos", "drift", "leaf.curvature",
-    "attack.fast_gradient",
 )  # fmt: skip
 
 WITHOUT_A_MODEL = {

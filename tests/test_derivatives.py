@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import equivariance, leaf
-from foliax.apps import attack, ood
+from foliax.apps import ood
 from tests.cases import central_difference, layer
 
 
@@ -59,7 +59,6 @@ FUNCTIONS = {
     "principal curvatures": lambda m, x: ratio(leaf.principal_curvatures(m, x, V).values),
     "second form": lambda m, x: leaf.second_fundamental_form(m, x, V, W),
     "curvature": lambda m, x: leaf.curvature(m, x).mean,
-    "attack": lambda m, x: attack.fast_gradient(m, x, 0.1).end,
     "defect": lambda m, x: equivariance.defect(m, x, equivariance.mirror)[:3],
     "scores": lambda m, x: ood.score(m, x, Y[None], feet=False)[:-1],
 }  # fmt: skip

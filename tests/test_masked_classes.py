@@ -199,8 +199,6 @@ def applications(model, x, y, u, v):
     found = {
         "spectral": attack.spectral(model, x, 0.5, num_steps=2),
         "geodesic": attack.geodesic(model, x, 0.5, num_steps=8),
-        "fast": attack.fast_gradient(model, x, 0.5),
-        "projected": attack.projected_gradient(model, x, 0.5, num_steps=3),
     }
     return {
         "denoise": denoise.denoise(model, y, references, max_steps=10),

@@ -10,6 +10,7 @@ from flax import nnx
 from sklearn.neighbors import NearestNeighbors
 
 import foliax
+from experiments.attack import baselines
 from experiments.harness.run import sweep
 from foliax import zoo
 from foliax.apps import attack
@@ -29,23 +30,26 @@ class Outcome(NamedTuple):
     end: Any  # (B, *shape) what became of the image; None where it is not kept
 
 
-def attacks(steps: int) -> dict[str, Callable[..., attack.Attacked]]:
-    """Return the attacks by name; all but the random one ignore their key."""
+def attacks(steps: int) -> dict[str, Callable[..., Any]]:
+    """Return, by name, what moves an image; all but the random one ignore their key."""
 
-    def fixed(function: Any, **options: Any) -> Callable[..., attack.Attacked]:
+    def fixed(function: Any, **options: Any) -> Callable[..., Any]:
         return lambda model, x, _, budget, box: function(model, x, budget, box=box, **options)
 
+    def end(function: Any, **options: Any) -> Callable[..., Any]:
+        return lambda *given: fixed(function, **options)(*given).end
+
     return {
-        RANDOM: lambda model, x, key, budget, box: attack.random_direction(
-            model, x, budget, key, box=box
+        RANDOM: lambda model, x, key, budget, box: (
+            attack.random_direction(model, x, budget, key, box=box).end
         ),
-        ONE: fixed(attack.spectral, num_steps=1),
-        TWO: fixed(attack.spectral, num_steps=2),
-        EIGHT: fixed(attack.spectral, num_steps=8),
-        GEODESIC: fixed(attack.geodesic, num_steps=steps),
-        SIGNS: fixed(attack.fast_gradient, norm="max"),
-        GRADIENT: fixed(attack.fast_gradient),
-        PROJECTED: fixed(attack.projected_gradient),
+        ONE: end(attack.spectral, num_steps=1),
+        TWO: end(attack.spectral, num_steps=2),
+        EIGHT: end(attack.spectral, num_steps=8),
+        GEODESIC: end(attack.geodesic, num_steps=steps),
+        SIGNS: fixed(baselines.fast_gradient, signs=True),
+        GRADIENT: fixed(baselines.fast_gradient),
+        PROJECTED: fixed(baselines.projected_gradient),
     }
 
 
@@ -62,10 +66,12 @@ def _at_budgets(name: str, run: Callable, budgets: Any, box: Any, keep: bool) ->
         key, before = jax.random.key(seed), jax.nn.log_softmax(model(x))
 
         def at(budget: Any) -> Outcome:
-            found = run(model, x, key, budget, box)
-            log_p = jax.nn.log_softmax(found.logits)
+            end = run(model, x, key, budget, box)
+            log_p = jax.nn.log_softmax(model(end))
             kl = jnp.sum(jnp.where(before > -jnp.inf, jnp.exp(before) * (before - log_p), 0))
-            return Outcome(found.fooled, found.distance, kl, found.end if keep else None)
+            fooled = (jnp.argmax(log_p) != jnp.argmax(before)) & jnp.all(jnp.isfinite(end))
+            distance = jnp.linalg.norm((end - x).ravel())
+            return Outcome(fooled, distance, kl, end if keep else None)
 
         return jax.vmap(at)(jnp.asarray(budgets, x.dtype))
 

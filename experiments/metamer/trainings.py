@@ -10,9 +10,9 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
+from experiments.attack.baselines import projected_gradient
 from experiments.harness.networks import Loaded, quick_network
 from foliax import zoo
-from foliax.apps import attack
 
 PLAIN, PENALTY, ADVERSARIAL = "plain", "trace penalty", "adversarial"
 STRENGTH = 1.0  # of the penalty on the mean trace
@@ -47,10 +47,10 @@ def _adversarial(model: Any, data: Any, epochs: int, budget: float, seed: int) -
     @jax.jit
     def step(weights: Any, state: Any, images: Any, labels: Any) -> tuple[Any, Any]:
         def attacked(x: Any, label: Any) -> Any:
-            return attack.projected_gradient(
+            return projected_gradient(
                 nnx.merge(graph, weights), x, budget, num_steps=_ATTACK_STEPS, label=label,
                 box=data.box,
-            ).end  # fmt: skip
+            )  # fmt: skip
 
         moved = jax.lax.stop_gradient(jax.vmap(attacked)(images, labels))
 

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 import foliax
+from experiments.attack.baselines import projected_gradient
 from experiments.harness.classifier import Classifier
 from experiments.harness.command import perform
 from experiments.harness.populations import norms
 from experiments.metamer import __main__ as metamer
 from experiments.metamer.trainings import ADVERSARIAL, PENALTY, PLAIN, trained
 from foliax import zoo
-from foliax.apps import attack
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def test_an_adversarial_training_withstands_attacks_that_a_plain_one_does_not():
         x, y = data.test_x[:100], data.test_y[:100]
 
         def share(model):
-            attacked = jax.vmap(
-                lambda x, y: attack.projected_gradient(model, x, 2.0, label=y, box=data.box).logits
-            )(x, y)
-            return np.mean(np.argmax(attacked, axis=1) == y)
+            def logits(x, y):
+                return model(projected_gradient(model, x, 2.0, label=y, box=data.box))
+
+            return np.mean(np.argmax(jax.vmap(logits)(x, y), axis=1) == y)
 
         assert set(networks) == {PLAIN, PENALTY, ADVERSARIAL}
         assert share(networks[ADVERSARIAL].model) > share(networks[PLAIN].model)

@@ -1,37 +1,28 @@
 """The attacks: each takes one input and a budget, and returns an `Attacked`."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
-from foliax._core.checks import check_choice, check_count, check_key, check_positive
+from foliax._core.checks import check_count, check_key
 from foliax._core.documented import documented
 from foliax._core.types import Count, Model
 from foliax._linalg.products import dot
 from foliax.apps.attack.scene import (
     Attacked,
     better,
-    clipped,
     cut,
     reaching,
     result,
     scene_of,
-    slope,
     top,
     unit,
 )
 from foliax.leaf.image import GeodesicMethod
 from foliax.leaf.metric import exponential
-
-if TYPE_CHECKING:
-    Norm = Literal["euclidean", "max"]
-else:
-    Norm = Any  # checked by hand, so that our error comes before a type-checking hook's
-_TINY = 1e-30  # a radius that is not 0
 
 
 @documented
@@ -54,7 +45,6 @@ def spectral(
     Args:
         budget: Length of the move, ≥ 0, in the units of x.
         num_steps: How often the eigenvector is found, ≥ 1.
-        label: The class to move away from; None for the predicted one.
         box: The pixel box that the end is clipped to; None for none.
 
     Returns:
@@ -114,7 +104,6 @@ def geodesic(
         budget: Distance from x at the end, ≥ 0, in the units of x.
         num_steps: Steps of the entire geodesic, ≥ 1; between them it is a straight line.
         method: As in `foliax.leaf.exponential`: "sphere" (needs rank G = C − 1) or "connection".
-        label: The class to move away from; None for the predicted one.
         box: The pixel box that the end is clipped to; None for none.
 
     Returns:
@@ -147,98 +136,6 @@ def geodesic(
 
 
 @documented
-def fast_gradient(
-    model: Model,
-    x: ArrayLike,
-    budget: float | ArrayLike,
-    *,
-    norm: Norm = "euclidean",
-    label: int | ArrayLike | None = None,
-    box: Any = None,  # a Box
-) -> Attacked:
-    """Move x in one step against the gradient of the log probability of the label.
-
-    Args:
-        budget: Length of the move, ≥ 0, in the units of x.
-        norm: "euclidean" for the direction of the gradient, the steepest of its length; "max" for
-            that of its signs, which moves every pixel by the same amount (FGSM).
-        label: The class to move away from; None for the predicted one.
-        box: The pixel box that the end is clipped to; None for none.
-
-    Returns:
-        `Attacked`.
-
-    Raises:
-        ValueError: As `spectral`; or for another norm.
-
-    Source: Goodfellow, Shlens & Szegedy 2015, *Explaining and harnessing adversarial examples*.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
-        >>> bool(fast_gradient(model, jnp.array([1.0, 5.0]), 2.0).fooled)
-        True
-    """
-    check_choice(norm, name="norm", choices=("euclidean", "max"))
-    scene = scene_of(model, x, budget, label, box)
-    uphill = slope(scene, scene.x)
-    direction = unit(uphill if norm == "euclidean" else jnp.sign(uphill))
-    return result(scene, scene.x + scene.budget * direction)
-
-
-@documented
-def projected_gradient(
-    model: Model,
-    x: ArrayLike,
-    budget: float | ArrayLike,
-    *,
-    num_steps: Count = 20,
-    step: float | ArrayLike = 0.25,
-    label: int | ArrayLike | None = None,
-    box: Any = None,  # a Box
-) -> Attacked:
-    """Move x by steps against the gradient, each projected on the ball of the budget and the box.
-
-    Args:
-        budget: Radius of the ball, ≥ 0, in the units of x.
-        num_steps: Gradients, ≥ 1.
-        step: Length of a step over the budget, > 0.
-        label: The class to move away from; None for the predicted one.
-        box: The pixel box; None for none.
-
-    Returns:
-        `Attacked`, with the point of the path at which the label is least probable.
-
-    Raises:
-        ValueError: As `spectral`.
-
-    Source: Madry, Makelov, Schmidt, Tsipras & Vladu 2018, *Towards deep learning models resistant
-        to adversarial attacks*.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> model = lambda x: jnp.stack([x[0], 0 * x[0]])
-        >>> found = projected_gradient(model, jnp.array([1.0, 5.0]), 2.0)
-        >>> found.end.tolist(), bool(found.fooled)
-        ([-1.0, 5.0], True)
-    """
-    check_count(num_steps, name="num_steps")
-    check_positive(step, name="step")
-    scene = scene_of(model, x, budget, label, box)
-    length = jnp.asarray(step, scene.budget.dtype) * scene.budget
-
-    def move(y: Array, _: Any) -> tuple[Array, Array]:
-        moved = y + length * unit(slope(scene, y)) - scene.x
-        # In a ball of radius 0 the library's projection divides by 0.
-        inside = optax.projections.projection_l2_ball(moved, jnp.maximum(scene.budget, _TINY))
-        y = clipped(scene, scene.x + jnp.where(scene.budget > 0, inside, 0))
-        return y, y
-
-    _, way = lax.scan(move, scene.x, length=num_steps)
-    return better(scene, way.reshape(num_steps, -1))
-
-
-@documented
 def random_direction(
     model: Model,
     x: ArrayLike,
@@ -253,7 +150,6 @@ def random_direction(
     Args:
         budget: Length of the move, ≥ 0, in the units of x.
         key: A `jax.random` key.
-        label: The class to move away from; None for the predicted one.
         box: The pixel box that the end is clipped to; None for none.
 
     Returns:

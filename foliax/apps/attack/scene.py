@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from foliax._backend.rewrite import logits_of, precision_of
+from foliax._backend.rewrite import logits_of
 from foliax._core.checks import as_class, as_point, is_traced
 from foliax._core.jacobian import logits_struct, working_dtype
 from foliax._core.types import Model
@@ -29,7 +29,6 @@ class Attacked(NamedTuple):
         logits: (C,) at the end; NaN where x or the model is.
         distance: ‖end − x‖, at most the budget.
         label: The class that was attacked.
-        fooled: Whether the prediction at the end is another one.
         status: A `foliax.Status`: completed; stalled where x has not moved though the budget is
             not 0 (G or the gradient is 0, the geodesic's method needs a higher rank, the box stops
             x, or the move is below rounding); invalid where x or the model's output is not finite.
@@ -39,8 +38,13 @@ class Attacked(NamedTuple):
     logits: Float[Array, "*b c"]
     distance: Float[Array, "*b"]
     label: Int[Array, "*b"]
-    fooled: Bool[Array, "*b"]
     status: Status
+
+    @property
+    def fooled(self) -> Bool[Array, "*b"]:
+        """Whether the prediction at the end is another one."""
+        other = jnp.argmax(self.logits, axis=-1) != self.label
+        return other & (self.status != Status.invalid)
 
 
 class Scene(NamedTuple):
@@ -80,12 +84,6 @@ def doubt_of(scene: Scene, y: Array) -> Array:
     logits = logits_of(scene.model, y.reshape(scene.x.shape))
     others = jnp.where(jnp.arange(logits.size) == scene.label, -jnp.inf, logits)
     return jax.nn.logsumexp(others) - logits[scene.label]
-
-
-def slope(scene: Scene, y: Array) -> Array:
-    """Return the direction in which log((1 − p) / p) of the label rises, with its slope."""
-    with precision_of(scene.model):
-        return jax.grad(partial(doubt_of, scene))(y)
 
 
 def top(scene: Scene, y: Array) -> tuple[Array, Array]:
@@ -141,7 +139,6 @@ def result(scene: Scene, end: Array) -> Attacked:
     logits = logits_of(scene.model, end)
     distance = norm(end - scene.x)
     finite = is_valid(_LIKELIHOOD, logits) & jnp.isfinite(distance)
-    fooled = (jnp.argmax(logits) != scene.label) & finite
     moved = jnp.where((distance > 0) | (scene.budget == 0), Code.completed, Code.stalled)
     status = as_status(jnp.where(finite, moved, Code.invalid))
-    return Attacked(end, logits, distance, scene.label, fooled, status)
+    return Attacked(end, logits, distance, scene.label, status)
