@@ -156,7 +156,7 @@ def test_shifting_all_logits_changes_nothing():
 @pytest.mark.parametrize("name", DENSE)
 def test_reference_ranks(reference, name):
     file, activation = DENSE[name]
-    arrays = reference(file.replace("digits", "own/digits"))  # the whole of it, with brackets
+    arrays = reference(file)
     model = Partial(NETWORKS[activation], (weights(arrays, 0), weights(arrays, 2)))
     f = jax.jit(jax.vmap(foliax.involutivity, in_axes=(None, 0)))
     found = f(model, jnp.asarray(arrays["x"]))
