@@ -13,6 +13,10 @@ SHARED = {
     "x": "One input, in the model's (normalised) units.",
     "likelihood": "The output distribution.",
     "chunk": "How many rows are pulled back at once; None for all.",
+    "v": "A tangent vector of x's shape.",
+    "delta": "The displacement δ, of x's shape.",
+    "k": "How many pairs, 1 ≤ k ≤ m; None for all m.",
+    "label": "The class to move away from; None for the predicted one.",
     "along": '"leaf" for D, "kernel" for ker G.',
     "box": (
         "The pixel bounds, in the units of x, which x must respect (the target need not); None "
@@ -35,6 +39,11 @@ SHARED = {
         "derivative of its chord corrections, whose Jacobian is a step old: approximate, to "
         "5e-3 to 2e-2 of the gradient's length on small tanh networks.)"
     ),
+    "num_classes": "C.",
+    "shape": "(H, W, channels) of one input.",
+    "activation": "As in `CNN`.",
+    "pool": "As in `CNN`.",
+    "rngs": "Where the weights are drawn from.",
     "progress_meter": "A diffrax progress meter, as `diffrax.TqdmProgressMeter()`.",
 }
 

@@ -90,11 +90,11 @@ def lanczos(
     """
     from matfree import decomp
 
-    seen, back = _products(model, x, likelihood)
+    push, back = _products(model, x, likelihood)
     dtype = working_dtype(x, logits_struct(model, x, likelihood))
 
     def product(v: Array) -> Array:
-        return back(seen(v))
+        return back(push(v))
 
     seed, jitter_seed = jax.random.split(jax.random.key(0))
     start = product(jax.random.normal(seed, (x.size,), dtype))
@@ -136,8 +136,8 @@ def _(primals: Any, tangents: Any) -> Any:
     )  # fmt: skip
 
     def squared(moving: Any) -> Float[Array, " k"]:
-        seen, _ = _products(*eqx.combine(moving, parts))
-        return jnp.sum(jax.vmap(seen)(fixed) ** 2, axis=1)
+        push, _ = _products(*eqx.combine(moving, parts))
+        return jnp.sum(jax.vmap(push)(fixed) ** 2, axis=1)
 
     _, change = jax.jvp(squared, (moving,), (changes,))
     return (values, vectors), (change, jnp.broadcast_to(jnp.nan * jnp.sum(change), vectors.shape))
@@ -150,10 +150,10 @@ def _products(
     logits, pull = pullback(model, x, likelihood)
     weights, rows = likelihood.factor(logits)
 
-    def seen(v: Float[Array, " n"]) -> Float[Array, " r"]:
+    def push(v: Float[Array, " n"]) -> Float[Array, " r"]:
         return weights * dot(rows, pushforward(pull, logits, v))
 
     def back(u: Float[Array, " r"]) -> Float[Array, " n"]:
         return pull(dot(weights * u, rows))
 
-    return seen, back
+    return push, back

@@ -33,21 +33,6 @@ from foliax._linalg.rank import count_rank, singular_values
 from foliax.data_matrix.estimate import lanczos
 from foliax.likelihood import Categorical, logit_change
 
-__all__ = [
-    "Eigen",
-    "Spectrum",
-    "eigh",
-    "factor",
-    "kl",
-    "matrix",
-    "matvec",
-    "quadratic",
-    "rank",
-    "solve",
-    "spectrum",
-    "trace",
-]
-
 
 class Eigen(NamedTuple):
     """The leading eigenpairs of G, or of F.
@@ -145,9 +130,6 @@ def matvec(
 
     G v = Jᵀ L Lᵀ (J v): one forward pass, one product with J and one with Jᵀ, whatever C is.
 
-    Args:
-        v: A tangent vector of x's shape.
-
     Returns:
         G v, of x's shape.
 
@@ -165,8 +147,8 @@ def matvec(
     v = as_tangent(v, x, name="v")
     logits, pull = pullback(model, x, likelihood)
     weights, rows = likelihood.factor(logits)
-    seen = weights * dot(rows, pushforward(pull, logits, v.ravel().astype(logits.dtype)))
-    return pull(dot(weights * seen, rows)).reshape(x.shape)
+    image = weights * dot(rows, pushforward(pull, logits, v.ravel().astype(logits.dtype)))
+    return pull(dot(weights * image, rows)).reshape(x.shape)
 
 
 @documented
@@ -183,7 +165,6 @@ def solve(
     decomposition of its triangle.
 
     Args:
-        v: A tangent vector of x's shape.
         damping: Added to the diagonal, > 0, in nats per squared unit of x, as the trace is.
 
     Returns:
@@ -214,10 +195,10 @@ def _solve(
     a = factor(model, x, likelihood=likelihood, chunk=chunk)
     damping, across = jnp.asarray(damping, a.dtype), v.ravel().astype(a.dtype)
     u, s, _ = lapack.thin_svd(a.T)
-    seen = dot(u.T, across)
-    across = across - dot(u, seen)
+    coordinates = dot(u.T, across)
+    across = across - dot(u, coordinates)
     across = across - dot(u, dot(u.T, across))  # what the first pass left by rounding
-    return (dot(u, seen / (s**2 + damping)) + across / damping).reshape(x.shape)
+    return (dot(u, coordinates / (s**2 + damping)) + across / damping).reshape(x.shape)
 
 
 @compiled
@@ -265,7 +246,6 @@ def eigh(
     `project_leaf` has both.
 
     Args:
-        k: How many pairs, 1 ≤ k ≤ m; None for all m.
         method: "factor" where A fits in memory, "lanczos" where it does not.
         num_iterations: Products G v for "lanczos", k ≤ num_iterations ≤ m; None for 2 k + 20.
 
@@ -385,9 +365,6 @@ def kl(
 
     Equals ½ δᵀGδ + O(‖δ‖³) (`quadratic`); the slides leave out the ½.
 
-    Args:
-        delta: The displacement δ, of x's shape.
-
     Returns:
         A scalar ≥ 0.
 
@@ -414,9 +391,6 @@ def quadratic(
 ) -> Float[Array, ""]:
     """Return ½ δᵀ G(x, w) δ, the second-order term of `kl`.
 
-    Args:
-        delta: The displacement δ, of x's shape.
-
     Returns:
         A scalar ≥ 0, in nats.
 
@@ -434,5 +408,5 @@ def quadratic(
     delta = as_tangent(delta, x, name="delta")
     logits, pull = pullback(model, x, likelihood)
     weights, rows = likelihood.factor(logits)
-    seen = weights * dot(rows, pushforward(pull, logits, delta.ravel().astype(logits.dtype)))
-    return jnp.sum(seen**2) / 2
+    image = weights * dot(rows, pushforward(pull, logits, delta.ravel().astype(logits.dtype)))
+    return jnp.sum(image**2) / 2

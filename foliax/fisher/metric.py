@@ -65,8 +65,6 @@ def kl(
     """Return KL(p(·|x, w + δ) ‖ p(·|x, w)) = ½ δᵀFδ + O(‖δ‖³), summed without cancellation.
 
     Args:
-        model: Callable pytree from one input to C logits, which holds its weights w.
-        x: One input.
         delta: The change δ of the weights, a pytree like them.
 
     Returns:
@@ -100,8 +98,6 @@ def quadratic(
     """Return ½ δᵀ F(x, w) δ, the second-order term of `kl`.
 
     Args:
-        model: Callable pytree from one input to C logits, which holds its weights w.
-        x: One input.
         delta: The change δ of the weights, a pytree like them.
 
     Returns:
@@ -132,10 +128,6 @@ def factor(
     The rows are those of `foliax.factor` with the weights in the place of x. A_w A_wᵀ, of size
     C − 1, has the non-zero eigenvalues of F. Costs one forward pass and C − 1 reverse passes, and
     C − 1 times the memory of the weights.
-
-    Args:
-        model: Callable pytree from one input to C logits, which holds its weights w.
-        x: One input.
 
     Returns:
         (C − 1, number of weights), at least in float32; the columns run over
@@ -171,10 +163,6 @@ def trace(
 
     The rows of the factor are squared as they come: with `chunk`, memory is that of so many
     reverse passes, whatever C is.
-
-    Args:
-        model: Callable pytree from one input to C logits, which holds its weights w.
-        x: One input.
 
     Returns:
         A scalar ≥ 0.
@@ -212,9 +200,6 @@ def eigh(
     `foliax.eigh`.
 
     Args:
-        model: Callable pytree from one input to C logits, which holds its weights w.
-        x: One input.
-        k: How many pairs, 1 ≤ k ≤ m; None for all m.
         chunk: How many rows of the factor are pulled back at once; None for all.
 
     Returns:

@@ -54,7 +54,6 @@ def solve(
     The network is linearised once; an iteration costs one product with J_w and its transpose.
 
     Args:
-        model: Callable pytree from one input to C logits, which holds its weights w.
         xs: Inputs stacked along axis 0.
         b: The right-hand side, a pytree like the weights.
         damping: Added to the diagonal, > 0.

@@ -111,9 +111,6 @@ def project_leaf(
 ) -> Float[Array, "..."]:  # fmt: skip
     """Return the orthogonal projection of v on D: the part tangent to the data leaf through x.
 
-    Args:
-        v: A tangent vector of x's shape.
-
     Returns:
         P_D v, of x's shape; differentiable in x (at constant rank) and v.
 
@@ -142,9 +139,6 @@ def project_kernel(
     chunk: Chunk = None,
 ) -> Float[Array, "..."]:  # fmt: skip
     """Return the orthogonal projection of v on ker G: the part along which p does not change.
-
-    Args:
-        v: A tangent vector of x's shape.
 
     Returns:
         v − P_D v, of x's shape.

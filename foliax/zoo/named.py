@@ -9,6 +9,7 @@ from typing import Final
 
 from flax import nnx
 
+from foliax._core.documented import documented
 from foliax.zoo.nets import CNN, MLP, Plan
 
 __all__ = ["VGG_DEPTHS", "circle_net", "colour_cnn", "small_cnn", "vgg", "xor_net"]
@@ -25,24 +26,14 @@ _COUNTS: Final = {
 _WIDTHS: Final = (64, 128, 256, 512, 512)
 
 
+@documented
 def small_cnn(
-    num_classes: int = 10,
-    *,
-    shape: Sequence[int] = (28, 28, 1),
-    activation: str = "relu",
-    pool: str = "max",
-    rngs: nnx.Rngs,
-) -> CNN:
+    num_classes: int = 10, *, shape: Sequence[int] = (28, 28, 1),
+    activation: str = "relu", pool: str = "max", rngs: nnx.Rngs,
+) -> CNN:  # fmt: skip
     """Return a small network of the papers' kind: two convolutions (8, 16), each with a pool.
 
     Of 14,500 weights for images of 28×28, where the papers' has 1.2 million.
-
-    Args:
-        num_classes: C.
-        shape: (H, W, channels) of one input.
-        activation: As in `CNN`.
-        pool: As in `CNN`.
-        rngs: Where the weights are drawn from.
 
     Returns:
         The network; dense 32 and dense C follow the convolutions.
@@ -53,22 +44,12 @@ def small_cnn(
     )
 
 
+@documented
 def colour_cnn(
-    num_classes: int = 10,
-    *,
-    shape: Sequence[int] = (32, 32, 3),
-    activation: str = "relu",
-    pool: str = "max",
-    rngs: nnx.Rngs,
-) -> CNN:
+    num_classes: int = 10, *, shape: Sequence[int] = (32, 32, 3),
+    activation: str = "relu", pool: str = "max", rngs: nnx.Rngs,
+) -> CNN:  # fmt: skip
     """Return the papers' network for CIFAR-10: three convolutions (32, 64, 128), each with a pool.
-
-    Args:
-        num_classes: C.
-        shape: (H, W, channels) of one input.
-        activation: As in `CNN`.
-        pool: As in `CNN`.
-        rngs: Where the weights are drawn from.
 
     Returns:
         The network; dense 128 and dense C follow the convolutions.
@@ -87,24 +68,16 @@ def circle_net(num_classes: int = 3, *, activation: str = "relu", rngs: nnx.Rngs
     return MLP((2, 16, num_classes), activation=activation, rngs=rngs)
 
 
+@documented
 def vgg(
-    depth: int,
-    num_classes: int = 10,
-    *,
-    shape: Sequence[int] = (32, 32, 3),
-    activation: str = "relu",
-    pool: str = "max",
-    rngs: nnx.Rngs,
-) -> CNN:
+    depth: int, num_classes: int = 10, *, shape: Sequence[int] = (32, 32, 3),
+    activation: str = "relu", pool: str = "max", rngs: nnx.Rngs,
+) -> CNN:  # fmt: skip
     """Return VGG11, 13, 16 or 19: padded convolutions with batch normalisation, five pools, dense.
 
     Args:
         depth: 11, 13, 16 or 19.
-        num_classes: C.
         shape: (H, W, channels) of one input, at least 32×32.
-        activation: As in `CNN`.
-        pool: As in `CNN`.
-        rngs: Where the weights are drawn from.
 
     Returns:
         The network, in evaluation mode; see `CNN` for training.

@@ -104,7 +104,7 @@ def test_few_steps_end_before_the_foot(projected):
 def test_the_nearest_foot_and_the_mean_and_the_weighted(projected):
     feet, distances = projected.points, np.asarray(projected.distances)
     best = combine(X, REFERENCES, projected, by="best")
-    assert int(best.reference) == distances.argmin()
+    assert best.weights.argmax() == distances.argmin()
     np.testing.assert_allclose(best.image, feet[distances.argmin()], atol=1e-12)
     np.testing.assert_allclose(
         combine(X, REFERENCES, projected).image, feet.mean(axis=0), atol=1e-12

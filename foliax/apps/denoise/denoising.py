@@ -31,7 +31,6 @@ class Denoised(NamedTuple):
             was given.
         distances: (k,) those of `Projected`.
         weights: (k,) of each in the image; they sum to 1, and are 0 where a flow was invalid.
-        reference: () int32, place of the one with the largest weight.
         status: (k,) as in `Projected`. Where all are invalid the image is x.
     """
 
@@ -39,7 +38,6 @@ class Denoised(NamedTuple):
     feet: Float[Array, "k ..."]
     distances: Float[Array, " k"]
     weights: Float[Array, " k"]
-    reference: Int[Array, ""]
     status: Status
 
 
@@ -118,7 +116,6 @@ def combine(
         feet,
         projected.distances,
         weights,
-        jnp.argmax(weights),
         projected.status,
     )
 

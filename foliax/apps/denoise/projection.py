@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._core.checks import as_point, check_positive
 from foliax._core.documented import documented
-from foliax._core.lanes import lanes
+from foliax._core.from_starts import from_starts
 from foliax._core.types import Count, Model
 from foliax._linalg.products import norm
 from foliax.flow.path import Status
@@ -78,7 +78,7 @@ def project(
     x = as_point(x)
     references = as_references(references, x)
     options = _checked(level, step, stall) | {"max_steps": max_steps}
-    return lanes(lambda start: _flow(model, x, start, **options), references)
+    return from_starts(lambda start: _flow(model, x, start, **options), references)
 
 
 def _flow(
