@@ -114,8 +114,8 @@ def check_count(value: Any, *, name: str, least: int = 1) -> None:
 def as_class(value: Any, num_classes: int, *, name: str) -> Int[Array, ""]:
     """Return a class as an index; refuse what is seen to be none."""
     index = jnp.asarray(value)
-    whole = index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer)
-    if not whole or (not is_traced(index) and not 0 <= int(index) < num_classes):
+    is_index = index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer)
+    if not is_index or (not is_traced(index) and not 0 <= int(index) < num_classes):
         raise ValueError(f"{name} must be a class, 0 … {num_classes - 1}, got {value!r}")
     return index.astype(jnp.int32)
 

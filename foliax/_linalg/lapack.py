@@ -120,10 +120,10 @@ def _(primals: Any, tangents: Any) -> Any:
     q, r = _qr(a)
     size = len(r)
     scaled = _dot(da[:, :size], _inverse_upper(r[:, :size]))
-    seen = _dot(q.T, scaled)
-    lower = jnp.tril(seen, -1)
+    inner = _dot(q.T, scaled)
+    lower = jnp.tril(inner, -1)
     turn = lower - lower.T
-    dq = scaled - _dot(q, seen - turn)
+    dq = scaled - _dot(q, inner - turn)
     return (q, r), (dq, _dot(q.T, da) - _dot(turn, r))
 
 
@@ -145,10 +145,10 @@ def _svd_tangents(u: Array, s: Array, vt: Array, da: Array) -> tuple[Array, Arra
     Where values meet, their vectors have no derivative within the space that they span, and take
     none here: what does not depend on their choice there has the right one all the same.
     """
-    seen = _dot(u.T, da, vt.T)
+    inner = _dot(u.T, da, vt.T)
     over = _over((s + s[:, None]) * (s - s[:, None]))
-    du = _dot(u, over * (seen * s + (seen * s).T))
-    dv = _dot(vt.T, over * (s[:, None] * seen + (s[:, None] * seen).T))
+    du = _dot(u, over * (inner * s + (inner * s).T))
+    dv = _dot(vt.T, over * (s[:, None] * inner + (s[:, None] * inner).T))
     rows, columns = da.shape
     if rows > columns:
         outer = _dot(da, vt.T)
@@ -156,7 +156,7 @@ def _svd_tangents(u: Array, s: Array, vt: Array, da: Array) -> tuple[Array, Arra
     if columns > rows:
         outer = _dot(da.T, u)
         dv = dv + (outer - _dot(vt.T, vt, outer)) * _over(s)
-    return du, jnp.diagonal(seen), dv.T
+    return du, jnp.diagonal(inner), dv.T
 
 
 def _over(gaps: Array) -> Array:
@@ -199,8 +199,8 @@ def _(primals: Any, tangents: Any) -> Any:
     """Differentiate A V = V diag(w); where values meet as `_svd_tangents`."""
     (a,), (da,) = primals, tangents
     w, v = _eigh(a)
-    seen = _dot(v.T, (da + da.T) / 2, v)
-    return (w, v), (jnp.diagonal(seen), _dot(v, _over(w - w[:, None]) * seen))
+    inner = _dot(v.T, (da + da.T) / 2, v)
+    return (w, v), (jnp.diagonal(inner), _dot(v, _over(w - w[:, None]) * inner))
 
 
 @_inverse.defjvp
@@ -227,8 +227,8 @@ def _(primals: Any, tangents: Any) -> Any:
     """Differentiate M = L⁻¹: dM = −Φ(M dA Mᵀ) M, Φ the lower triangle with half its diagonal."""
     (a,), (da,) = primals, tangents
     found = _inverse_cholesky(a)
-    seen = _dot(found, (da + da.T) / 2, found.T)
-    return found, -_dot(jnp.tril(seen) - jnp.diag(jnp.diagonal(seen) / 2), found)
+    inner = _dot(found, (da + da.T) / 2, found.T)
+    return found, -_dot(jnp.tril(inner) - jnp.diag(jnp.diagonal(inner) / 2), found)
 
 
 @jax.custom_jvp

@@ -69,11 +69,11 @@ def map(
         own["key"] = jax.random.split(options["key"], number)
     numbers = _numbers(fn, options)
     if numbers:  # in the program they are unknown, and nothing could refuse them
-        traced(_lanes, fn, model, xs, own, block, options)
+        traced(_blocks, fn, model, xs, own, block, options)
     return _mapped(fn, model, xs, own, block, options | numbers)
 
 
-def _lanes(fn: Any, model: Any, xs: Any, own: Any, block: int, options: Any) -> Any:
+def _blocks(fn: Any, model: Any, xs: Any, own: Any, block: int, options: Any) -> Any:
     def one(each: tuple[Any, Any]) -> Any:
         inputs, mine = each
         return fn(model, *inputs, **{**options, **mine})
@@ -81,7 +81,7 @@ def _lanes(fn: Any, model: Any, xs: Any, own: Any, block: int, options: Any) -> 
     return lax.map(one, (xs, own), batch_size=None if block == 1 else block)
 
 
-_mapped = compiled(_lanes)
+_mapped = compiled(_blocks)
 
 
 def _numbers(fn: Any, options: dict[str, Any]) -> dict[str, Array]:

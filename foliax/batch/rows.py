@@ -95,8 +95,8 @@ class Rows:
         )
         counts = [len(source.rows) for source in sources]
         if len(set(counts)) > 1:
-            told = ", ".join(f"{n} in {s.name}" for n, s in zip(counts, sources, strict=True))
-            raise ValueError(f"inputs must be stacked alike along axis 0, got {told}")
+            listed = ", ".join(f"{n} in {s.name}" for n, s in zip(counts, sources, strict=True))
+            raise ValueError(f"inputs must be stacked alike along axis 0, got {listed}")
         return cls(sources, treedef, counts[0])
 
     def read(self, start: int, stop: int) -> list[np.ndarray]:
@@ -117,15 +117,15 @@ class Rows:
 
     def digest(self, batch: int) -> str:
         """Hash all rows of arrays and lists, the first and the last batch of what may be slow."""
-        digest, whole = hashlib.sha256(), True
+        digest, all_rows = hashlib.sha256(), True
         for source in self.sources:
             starts = range(0, self.count, batch)
             if not isinstance(source.rows, np.ndarray | list):
-                starts, whole = sorted({0, max(self.count - batch, 0)}), False
+                starts, all_rows = sorted({0, max(self.count - batch, 0)}), False
             for start in starts:
                 stop = min(start + batch, self.count)
                 digest.update(source.read(start, stop).tobytes())
-        return f"{'all rows' if whole else 'first and last batch'}, sha256 {digest.hexdigest()}"
+        return f"{'all rows' if all_rows else 'first and last batch'}, sha256 {digest.hexdigest()}"
 
 
 def _row_struct(first: np.ndarray, name: str) -> jax.ShapeDtypeStruct:

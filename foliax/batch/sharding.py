@@ -162,12 +162,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def gather(tree: Any) -> Any:
     """Return sharded arrays as complete NumPy arrays; over several hosts, on each."""
 
-    def whole(leaf: Any) -> Any:
+    def gathered(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
         return np.asarray(leaf)
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(gathered, tree)
 
 
 @documented
@@ -248,11 +248,11 @@ def _each(fn: Any, model: Any, stacked: Any, mesh: Mesh) -> Any:
         fn, model = eqx.combine(arrays, rest)
         return fn(model, *stacked)
 
-    rows, whole = PartitionSpec(AXIS), PartitionSpec()
+    rows, replicated = PartitionSpec(AXIS), PartitionSpec()
     # Nothing crosses devices inside, so there is nothing to check.
-    return jax.shard_map(share, mesh=mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False)(
-        arrays, stacked
-    )
+    return jax.shard_map(
+        share, mesh=mesh, in_specs=(replicated, rows), out_specs=rows, check_vma=False
+    )(arrays, stacked)
 
 
 @eqx.filter_jit
@@ -273,9 +273,13 @@ def _factor(model: Any, x: Array, likelihood: Any, chunk: Any, mesh: Mesh) -> Ar
         )
         return weights * pull_rows(pull, rows, chunk)
 
-    whole = PartitionSpec()
+    replicated = PartitionSpec()
     return jax.shard_map(
-        share, mesh=mesh, in_specs=(whole, whole), out_specs=PartitionSpec(AXIS), check_vma=False
+        share,
+        mesh=mesh,
+        in_specs=(replicated, replicated),
+        out_specs=PartitionSpec(AXIS),
+        check_vma=False,
     )(arrays, x)
 
 
@@ -284,9 +288,9 @@ def _put(leaf: Any, sharding: NamedSharding, filled: Any = lambda rows: rows) ->
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         numbers = _put(jax.random.key_data(leaf), sharding, filled)
         return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
-    whole = filled(np.asarray(leaf))
-    whole = whole.astype(jax.dtypes.canonicalize_dtype(whole.dtype), copy=False)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    full = filled(np.asarray(leaf))
+    full = full.astype(jax.dtypes.canonicalize_dtype(full.dtype), copy=False)
+    return jax.make_array_from_callback(full.shape, sharding, lambda index: full[index])
 
 
 def _count(tree: Any) -> int:
@@ -296,8 +300,8 @@ def _count(tree: Any) -> int:
     ]
     counts = {leaf.shape[:1] for leaf in leaves}
     if len(counts) != 1 or counts in ({()}, {(0,)}):
-        told = ", ".join(str(leaf.shape) for leaf in leaves) or "none"
+        shapes = ", ".join(str(leaf.shape) for leaf in leaves) or "none"
         raise ValueError(
-            f"inputs must be stacked alike along axis 0 and not be empty, got shapes {told}"
+            f"inputs must be stacked alike along axis 0 and not be empty, got shapes {shapes}"
         )
     return counts.pop()[0]

@@ -173,10 +173,10 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
 
 
 def _difference(theirs: Any, ours: Any) -> str:
-    told = [str(value) for value in (theirs, ours)]
-    if any(re.search("[0-9a-f]{64}", value) for value in told):
+    values = [str(value) for value in (theirs, ours)]
+    if any(re.search("[0-9a-f]{64}", value) for value in values):
         return "not the same"
-    return f"{told[0]} there, {told[1]} here"
+    return f"{values[0]} there, {values[1]} here"
 
 
 def _damaged(path: Path, reason: str) -> ValueError:

@@ -150,12 +150,12 @@ def _program(fn: Any, model: Any, rows: Any, num_blocks: Int[Array, ""]) -> Any:
     def step(index: Array, results: Any) -> Any:
         part = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, 0, False), rows)
         return jax.tree.map(
-            lambda whole, new: lax.dynamic_update_index_in_dim(whole, new, index, 0),
+            lambda rows, new: lax.dynamic_update_index_in_dim(rows, new, index, 0),
             results,
             _block(fn, model, part),
         )
 
-    first = jax.tree.map(lambda whole: whole[0], rows)
+    first = jax.tree.map(lambda leaf: leaf[0], rows)
     length = jax.tree.leaves(rows)[0].shape[0]
     blank = jax.tree.map(
         lambda struct: jnp.zeros((length, *struct.shape), struct.dtype),

@@ -35,8 +35,8 @@ class Image(NamedTuple):
 
     Attributes:
         logits: (C,).
-        seen: (r, r) W with W (H J v) = Lᵀ J v: maps logit contrasts to orthonormal coordinates of
-            the Fisher sphere.
+        isometry: (r, r) W with W (H J v) = Lᵀ J v: maps logit contrasts to orthonormal coordinates
+            of the Fisher sphere.
         jacobian: (r, n) H J.
         tangent: (r, m) U: orthonormal coordinates of the image of D, masked columns zero.
         frame: (m, n): f_k in D with Lᵀ J f_k = U_k, orthonormal in G's metric; eigenvectors of G.
@@ -45,7 +45,7 @@ class Image(NamedTuple):
     """
 
     logits: Float[Array, " c"]
-    seen: Float[Array, "r k"]
+    isometry: Float[Array, "r k"]
     jacobian: Float[Array, "k n"]
     tangent: Float[Array, "r m"]
     frame: Float[Array, "m n"]
@@ -58,14 +58,14 @@ class Image(NamedTuple):
         return dimension_of(self.space)
 
     @property
-    def whole(self) -> Bool[Array, ""]:
+    def full_rank(self) -> Bool[Array, ""]:
         """Whether G has full rank on D: its numerical rank is dim D, and nothing is NaN."""
         finite = jnp.all(jnp.isfinite(self.frame)) & jnp.all(jnp.isfinite(self.tangent))
         return finite & (jnp.sum(self.mask, dtype=jnp.int32) == self.dimension)
 
     def push(self, v: Float[Array, " n"]) -> Float[Array, " r"]:
         """Return Lᵀ J v, the image of v; its length is √(vᵀGv)."""
-        return dot(self.seen, dot(self.jacobian, v))
+        return dot(self.isometry, dot(self.jacobian, v))
 
     def coordinates(self, v: Float[Array, " n"]) -> Float[Array, " m"]:
         """Return ⟨v, f_k⟩ in G's metric: the coordinates in the frame of the part of v in D."""
@@ -84,14 +84,14 @@ def image(model: Model, x: Float[Array, "..."], likelihood: Likelihood) -> Image
     # The rows of Lᵀ depend on contrasts only: rows = rows H⁺ H. Those of H are orthogonal.
     contrasts = likelihood.contrasts(logits)
     sizes = jnp.sum(contrasts**2, axis=1)
-    seen = weights[:, None] * dot(rows, (contrasts / jnp.where(sizes > 0, sizes, 1)[:, None]).T)
-    u, s, vt = lapack.svd(dot(seen, dot(k, space.basis.T)))
+    isometry = weights[:, None] * dot(rows, (contrasts / jnp.where(sizes > 0, sizes, 1)[:, None]).T)
+    u, s, vt = lapack.svd(dot(isometry, dot(k, space.basis.T)))
     there = jnp.arange(s.size) < jnp.sum(space.mask)
     mask = there & counted(s, num_rows=k.shape[0]) & (s > 0)
     # A NaN is not a zero direction: it must not be masked.
     keep = mask | ~jnp.all(jnp.isfinite(s))
     frame = jnp.where(keep[:, None], dot(vt, space.basis) / jnp.where(mask, s, 1)[:, None], 0)
-    return Image(logits, seen, k, jnp.where(keep, u, 0), frame, mask, space)
+    return Image(logits, isometry, k, jnp.where(keep, u, 0), frame, mask, space)
 
 
 def dimension_of(space: RowSpace) -> Int[Array, ""]:

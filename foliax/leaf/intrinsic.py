@@ -110,17 +110,17 @@ def sectional(
     x = as_point(x)
     v, w = as_tangent(v, x, name="v"), as_tangent(w, x, name="w")
     _check_planes(model, x, likelihood)
-    seen = image(model, x, likelihood)
-    flat = [t.ravel().astype(seen.frame.dtype) for t in (v, w)]
-    plane, defined = _orthonormal(seen, *map(seen.space.project, flat))
+    at = image(model, x, likelihood)
+    flat = [t.ravel().astype(at.frame.dtype) for t in (v, w)]
+    plane, defined = _orthonormal(at, *map(at.space.project, flat))
     for t in flat:  # the rounding error of a vector in ker G spans no plane
-        defined &= seen.space.holds_part(t)
+        defined &= at.space.holds_part(t)
     if method == "gauss":
-        value = _by_gauss(model, x, seen, plane)
+        value = _by_gauss(model, x, at, plane)
     else:
-        value = _by_koszul(model, x, seen, plane, likelihood)
+        value = _by_koszul(model, x, at, plane, likelihood)
     defined &= jnp.isfinite(value)
-    return Sectional(jnp.where(defined, value, 0), defined, seen.dimension)
+    return Sectional(jnp.where(defined, value, 0), defined, at.dimension)
 
 
 @compiled
@@ -151,16 +151,16 @@ def curvature(model: Model, x: ArrayLike) -> Curvature:
     """
     x, likelihood = as_point(x), Categorical()
     _check_planes(model, x, likelihood)
-    seen = image(model, x, likelihood)
-    form = seen.normal(_second(model, x, seen, seen.frame, likelihood))
+    at = image(model, x, likelihood)
+    form = at.normal(_second(model, x, at, at.frame, likelihood))
     bends = jnp.einsum("iia,jja->ij", form, form, precision="highest")
     values = 0.25 + bends - jnp.sum(form**2, axis=-1)
-    pairs = seen.mask[:, None] & seen.mask & ~jnp.eye(len(seen.mask), dtype=bool)
+    pairs = at.mask[:, None] & at.mask & ~jnp.eye(len(at.mask), dtype=bool)
     finite = jnp.all(jnp.isfinite(jnp.where(pairs, values, 0)))
-    defined = seen.whole & finite & (seen.dimension >= 2)
+    defined = at.full_rank & finite & (at.dimension >= 2)
     values = jnp.where(pairs & defined, values, 0)
     mean = jnp.sum(values) / jnp.maximum(jnp.sum(pairs), 1)
-    return Curvature(values, mean, defined, seen.dimension)
+    return Curvature(values, mean, defined, at.dimension)
 
 
 @compiled
@@ -203,22 +203,22 @@ def connection(
             "field must be a function from a point to a vector of its shape, got "
             f"{type(field).__name__}; of one vector v, lambda y: v"
         )
-    seen = image(model, x, likelihood)
-    dtype = seen.frame.dtype
-    direction = seen.space.project(v.ravel().astype(dtype))
+    at = image(model, x, likelihood)
+    dtype = at.frame.dtype
+    direction = at.space.project(v.ravel().astype(dtype))
     with precision_of(model):
         moved: Any
         moved, change = jax.jvp(field, (x,), (direction.reshape(x.shape).astype(x.dtype),))
     w = as_tangent(moved, x, name="field(x)")
-    symbols = _christoffel(model, x, seen, likelihood)
-    coordinates = seen.coordinates(change.ravel().astype(dtype)) + jnp.einsum(
+    symbols = _christoffel(model, x, at, likelihood)
+    coordinates = at.coordinates(change.ravel().astype(dtype)) + jnp.einsum(
         "ijk,i,j->k",
         symbols,
-        seen.coordinates(direction),
-        seen.coordinates(w.ravel().astype(dtype)),
+        at.coordinates(direction),
+        at.coordinates(w.ravel().astype(dtype)),
         precision="highest",
     )
-    return dot(coordinates, seen.frame).reshape(x.shape)
+    return dot(coordinates, at.frame).reshape(x.shape)
 
 
 def _check_planes(model: Model, x: Array, likelihood: Likelihood) -> None:
@@ -232,32 +232,32 @@ def _check_planes(model: Model, x: Array, likelihood: Likelihood) -> None:
 
 
 def _orthonormal(
-    seen: Image, v: Float[Array, " n"], w: Float[Array, " n"]
+    at: Image, v: Float[Array, " n"], w: Float[Array, " n"]
 ) -> tuple[Float[Array, "2 n"], Bool[Array, ""]]:
     """Return G-orthonormal vectors that span the plane of v and w, and whether it is one."""
 
     def unit(v: Array) -> tuple[Array, Array]:
         euclidean = norm(v)
         v = v / jnp.where(euclidean > 0, euclidean, 1)
-        size = norm(seen.push(v))
+        size = norm(at.push(v))
         return v / jnp.where(size > 0, size, 1), size
 
     def orthogonal(w: Array) -> Array:
-        return w - dot(seen.push(w), seen.push(first)) * first
+        return w - dot(at.push(w), at.push(first)) * first
 
     first, size = unit(v)
     second, other = unit(w)
     rest = orthogonal(second)
     # Both have unit length in G's metric: what is left of the second is the sine of their angle.
-    sine = norm(seen.push(rest))
+    sine = norm(at.push(rest))
     second, _ = unit(orthogonal(unit(rest)[0]))  # once more, for the rounding of the first
     least = 100 * jnp.finfo(v.dtype).eps
-    defined = (size > 0) & (other > 0) & (sine > least) & seen.whole
+    defined = (size > 0) & (other > 0) & (sine > least) & at.full_rank
     return jnp.stack([first, second]), defined
 
 
 def _second(
-    model: Model, x: Array, seen: Image, vectors: Float[Array, "v n"], likelihood: Likelihood
+    model: Model, x: Array, at: Image, vectors: Float[Array, "v n"], likelihood: Likelihood
 ) -> Float[Array, "v v r"]:
     """Return the second derivatives of x ↦ 2 √p in the sphere, in the coordinates of Lᵀ.
 
@@ -271,26 +271,26 @@ def _second(
 
     zero = jnp.zeros(len(vectors), vectors.dtype)
     hessian = jax.jacfwd(first)(zero)
-    slopes = centred(likelihood.probabilities(seen.logits), first(zero))
+    slopes = centred(likelihood.probabilities(at.logits), first(zero))
     bent = hessian + slopes[:, :, None] * slopes[:, None, :] / 2
-    contrasts = likelihood.contrasts(seen.logits)
-    return jnp.einsum("rk,kc,cij->ijr", seen.seen, contrasts, bent, precision="highest")
+    contrasts = likelihood.contrasts(at.logits)
+    return jnp.einsum("rk,kc,cij->ijr", at.isometry, contrasts, bent, precision="highest")
 
 
-def _by_gauss(model: Model, x: Array, seen: Image, plane: Float[Array, "2 n"]) -> Float[Array, ""]:
-    form = seen.normal(_second(model, x, seen, plane, Categorical()))
+def _by_gauss(model: Model, x: Array, at: Image, plane: Float[Array, "2 n"]) -> Float[Array, ""]:
+    form = at.normal(_second(model, x, at, plane, Categorical()))
     return 0.25 + dot(form[0, 0], form[1, 1]) - jnp.sum(form[0, 1] ** 2)
 
 
 # --- Koszul ------------------------------------------------------------------------------------
 
 
-def _metric(model: Model, x: Array, seen: Image, likelihood: Likelihood) -> Any:
+def _metric(model: Model, x: Array, at: Image, likelihood: Likelihood) -> Any:
     """Return the metric on the chart z ↦ x + Σ z_k f_k, as a function of z: the identity at 0."""
-    start = x.ravel().astype(seen.frame.dtype)
+    start = x.ravel().astype(at.frame.dtype)
 
     def metric(z: Float[Array, " m"]) -> Float[Array, "m m"]:
-        logits, slopes = pushed(model, x, start + dot(z, seen.frame), seen.frame, likelihood)
+        logits, slopes = pushed(model, x, start + dot(z, at.frame), at.frame, likelihood)
         weights, rows = likelihood.factor(logits)
         a = weights[:, None] * dot(rows, slopes)
         return dot(a.T, a)
@@ -304,19 +304,19 @@ def _lowered(slopes: Float[Array, "m m m"]) -> Float[Array, "m m m"]:
 
 
 def _christoffel(
-    model: Model, x: Array, seen: Image, likelihood: Likelihood
+    model: Model, x: Array, at: Image, likelihood: Likelihood
 ) -> Float[Array, "m m m"]:
     """Return Γ_ij^k in the G-orthonormal frame, where upper and lower indices agree."""
-    zero = jnp.zeros(len(seen.mask), seen.frame.dtype)
-    return _lowered(jax.jacfwd(_metric(model, x, seen, likelihood))(zero))
+    zero = jnp.zeros(len(at.mask), at.frame.dtype)
+    return _lowered(jax.jacfwd(_metric(model, x, at, likelihood))(zero))
 
 
 def _by_koszul(
-    model: Model, x: Array, seen: Image, plane: Float[Array, "2 n"], likelihood: Likelihood
+    model: Model, x: Array, at: Image, plane: Float[Array, "2 n"], likelihood: Likelihood
 ) -> Float[Array, ""]:
     """Return K = ∂_X∂_Y g_XY − ½ ∂_X² g_YY − ½ ∂_Y² g_XX + |Γ_XY|² − ⟨Γ_XX, Γ_YY⟩."""
-    metric = _metric(model, x, seen, likelihood)
-    a, b = (seen.coordinates(v) for v in plane)
+    metric = _metric(model, x, at, likelihood)
+    a, b = (at.coordinates(v) for v in plane)
     zero = jnp.zeros_like(a)
 
     def second(u: Array, v: Array, i: Array, j: Array) -> Array:

@@ -89,7 +89,7 @@ class _Scene(Flat):
         size = jnp.max(jnp.abs(start + self.prescribed(step)))
         return 4 * jnp.finfo(size.dtype).eps * (1 + size)
 
-    def whole(self, space: RowSpace) -> Bool[Array, ""]:
+    def full_rank(self, space: RowSpace) -> Bool[Array, ""]:
         """Return whether D has a direction for every class that can occur, but one."""
         dimension = jnp.sum(_CATEGORICAL.possible(self.start_logits), dtype=jnp.int32) - 1
         return jnp.sum(space.mask, dtype=jnp.int32) == dimension
@@ -123,7 +123,7 @@ def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
         scene.resolution(step),
         _CORRECTIONS,
     )
-    found = scene.whole(space) & jnp.all(jnp.isfinite(best)) & (least <= _LOST)
+    found = scene.full_rank(space) & jnp.all(jnp.isfinite(best)) & (least <= _LOST)
     lost = jnp.where(found, 0, 1).astype(before.lost.dtype)
     return _State(jnp.where(found, best, before.x), jnp.where(found, least, before.defect), lost)
 
@@ -137,7 +137,7 @@ def lifted(
     flat = x.ravel().astype(dtype)
     _, space = scene.space(flat)
     zero = jnp.zeros((), dtype)
-    begun = jnp.where(scene.whole(space), zero, 1)
+    begun = jnp.where(scene.full_rank(space), zero, 1)
     states, steps = run(
         _lift_field, Corrected(solver, _back), _State(flat, zero, begun), scene, num_steps, _is_lost
     )

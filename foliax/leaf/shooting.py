@@ -131,23 +131,23 @@ def shot(
     model: Model, x: Array, target: Float[Array, " c"], num_steps: int, solver: Any
 ) -> Geodesic:
     """Return the geodesic from x to where the probabilities are softmax(target)."""
-    seen = image(model, x, _CATEGORICAL)
+    at = image(model, x, _CATEGORICAL)
     root = 2 * jnp.exp(jax.nn.log_softmax(target) / 2)
 
     def missed(z: Float[Array, " m"], args: Any) -> Float[Array, " c"]:
         del args
-        _, states, _ = _solved(model, x, dot(z, seen.frame), num_steps, solver)
+        _, states, _ = _solved(model, x, dot(z, at.frame), num_steps, solver)
         end = states.x[-1].astype(x.dtype).reshape(x.shape)
         logits, _ = pullback(model, end, _CATEGORICAL)  # has a JVP where layers have a custom_vjp
         return 2 * jnp.exp(jax.nn.log_softmax(logits) / 2) - root
 
     # The great circle to the target, as far as it is tangent to the image.
-    d, _, angle = separation(seen.logits, target)
+    d, _, angle = separation(at.logits, target)
     small = angle < 1e-6
     stretch = jnp.where(small, 1, angle / jnp.where(small, 1, jnp.sin(angle)))
     score = 2 * stretch * (jnp.exp(d / 2) - jnp.cos(angle))
-    contrasts = dot(_CATEGORICAL.contrasts(seen.logits), score)
-    guess = dot(dot(seen.seen, contrasts), seen.tangent)
+    contrasts = dot(_CATEGORICAL.contrasts(at.logits), score)
+    guess = dot(dot(at.isometry, contrasts), at.tangent)
     tolerance = float(jnp.finfo(guess.dtype).eps) ** 0.75
     found = optx.least_squares(
         missed,
@@ -158,7 +158,7 @@ def shot(
         adjoint=optx.ImplicitAdjoint(),
         throw=False,
     ).value
-    path = integrated(model, x, dot(found, seen.frame), num_steps, solver)
+    path = integrated(model, x, dot(found, at.frame), num_steps, solver)
     met = norm(missed(found, None)) <= _MET
     reached = jnp.where(met & (path.status == Status.completed), Code.arrived, Code.stalled)
     status = jnp.where(path.status == Status.invalid, Code.invalid, reached)

@@ -191,5 +191,5 @@ def _draw_legend(
         text = name if name == str(label) else f"{label}  {name}"
         write(drawn, x + 0.42, y + 0.01, text, fontsize=8.5, va="center")
     y = top - 0.25 * len(there) - 0.1
-    told = "strong frame:\nhigh probability"
-    write(drawn, x + 0.2, y, told, fontsize=7.2, color=SOFT, va="top", linespacing=1.3)
+    text = "strong frame:\nhigh probability"
+    write(drawn, x + 0.2, y, text, fontsize=7.2, color=SOFT, va="top", linespacing=1.3)

@@ -143,9 +143,9 @@ def spectrum(
             label = f"all {len(whole)} of one dense G (absolute values)"
             style = {"marker": "o", "ms": 3.2, "mfc": "none", "ls": "none", "color": PALETTE[1]}
             axes.plot(np.arange(1, len(whole) + 1), whole, label=label, **style)
-        seen = (rows > 0).any(axis=0)
-        index = 1 + np.flatnonzero(seen)
-        shown = np.where(rows > 0, rows, np.nan)[:, seen]
+        some = (rows > 0).any(axis=0)
+        index = 1 + np.flatnonzero(some)
+        shown = np.where(rows > 0, rows, np.nan)[:, some]
         label = "one image" if len(rows) == 1 else f"median and range of {len(rows)} images"
         axes.fill_between(index, *_range(shown), color=PALETTE[0], alpha=0.22, lw=0)
         axes.plot(index, np.nanmedian(shown, axis=0), "o-", ms=4, color=PALETTE[0], label=label)

@@ -79,8 +79,8 @@ def in_blocks(
     if mesh is not None:
         run, block = partial(sharding.spread, function, model, mesh=mesh), block * mesh.size
     results = [sharding.gather(run(*parts)) for parts in _blocks(block, *arrays)]
-    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
-    return jax.tree.map(lambda values: values[: len(arrays[0])], whole)
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+    return jax.tree.map(lambda values: values[: len(arrays[0])], joined)
 
 
 def _blocks(block: int, *arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:

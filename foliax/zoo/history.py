@@ -51,12 +51,12 @@ class History:
         return cls(**{field.name: _array(field.name, lists[field.name]) for field in fields(cls)})
 
     def __repr__(self) -> str:
-        told = f"History({len(self.epoch_steps)} epochs, {len(self.steps)} tracked steps"
+        text = f"History({len(self.epoch_steps)} epochs, {len(self.steps)} tracked steps"
         if len(self.epoch_steps):
-            told += f", test accuracy {self.test_accuracy[-1]:.3f}"
+            text += f", test accuracy {self.test_accuracy[-1]:.3f}"
         if len(self.steps):
-            told += f", mean trace {self.trace_mean[-1]:.3g}, mean rank {self.rank_mean[-1]:.3g}"
-        return told + ")"
+            text += f", mean trace {self.trace_mean[-1]:.3g}, mean rank {self.rank_mean[-1]:.3g}"
+        return text + ")"
 
 
 class Recorder:
@@ -163,16 +163,16 @@ def choose_epoch(
     if rule == "best":
         return int(np.argmax(accuracy)) + 1
     if rule == "accuracy":
-        fits, told = accuracy >= min_accuracy, "has"
+        fits, text = accuracy >= min_accuracy, "has"
     elif rule == "peak":
         peak = peak_step(history)
         fits = (history.epoch_steps >= peak) & (accuracy >= min_accuracy)
-        told = f"ends at or after the peak of the mean trace (step {peak}) with"
+        text = f"ends at or after the peak of the mean trace (step {peak}) with"
     else:
         raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
     if not fits.any():
         raise ValueError(
-            f"no epoch {told} a test accuracy of at least {min_accuracy}; the best is "
+            f"no epoch {text} a test accuracy of at least {min_accuracy}; the best is "
             f"{accuracy.max():.3f}. Train longer or at a higher rate"
         )
     return int(np.argmax(fits)) + 1
@@ -216,7 +216,7 @@ def describe_choice(
         except ValueError:
             why = f"the most accurate one, as none {condition}"
     step, accuracy = int(history.epoch_steps[epoch - 1]), history.test_accuracy[epoch - 1]
-    told = f"It is epoch {epoch} (step {step}, test accuracy {accuracy:.3f}): {why}."
+    text = f"It is epoch {epoch} (step {step}, test accuracy {accuracy:.3f}): {why}."
     if len(history.steps):
-        told += f" The mean trace is greatest at step {peak_step(history)}."
-    return told
+        text += f" The mean trace is greatest at step {peak_step(history)}."
+    return text

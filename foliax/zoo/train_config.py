@@ -61,8 +61,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if (value := getattr(self, name)) not in choices:
-                told = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {told}, got {value!r}")
+                listed = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {listed}, got {value!r}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
         if not 0 <= self.trace_penalty < math.inf:

@@ -336,8 +336,10 @@ def _resume(
     was = {**TrainConfig().settings(), **checkpoint.info.get("training", {})}
     changed = {name: (was.get(name), now) for name, now in identity.items() if was.get(name) != now}
     if changed:
-        told = "; ".join(f"{name} was {a!r}, is {b!r}" for name, (a, b) in changed.items())
-        raise ValueError(f"{os.fspath(out)} holds another training: {told}; choose another `out`")
+        changes = "; ".join(f"{name} was {a!r}, is {b!r}" for name, (a, b) in changed.items())
+        raise ValueError(
+            f"{os.fspath(out)} holds another training: {changes}; choose another `out`"
+        )
     return checkpoint
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from foliax._backend.rewrite import logits_of
 from foliax._core.checks import as_class, as_point, check_choice, check_count, check_positive
 from foliax._core.documented import documented
+from foliax._core.from_starts import from_starts
 from foliax._core.jacobian import logits_struct, working_dtype
-from foliax._core.lanes import lanes
 from foliax._core.types import Count, Metric, Model
 from foliax._linalg.products import norm
 from foliax.apps.explain.move import (
@@ -176,7 +176,7 @@ def explain(
 
     def all_by(metric: Metric) -> Reached:
         one = partial(reach, model, x, metric=metric, step=step, max_steps=max_steps)
-        return lanes(one, jnp.arange(num_classes))
+        return from_starts(one, jnp.arange(num_classes))
 
     label = jnp.argmax(logits).astype(jnp.int32)
     return Explanation(label, jax.nn.softmax(logits), all_by("euclidean"), all_by("fisher"))

@@ -224,8 +224,8 @@ class _Crossing(NamedTuple):
 
 def _first_crossing(scene: Scene, x: Array, step: Array) -> _Crossing:
     """Bisect the step that crosses; the end kept is on the side where the class is ahead."""
-    whole = scene.logits(x + step)
-    crossed = scene.lead(whole) > 0
+    ahead_logits = scene.logits(x + step)
+    crossed = scene.lead(ahead_logits) > 0
     halvings = jnp.finfo(x.dtype).nmant + 3
 
     def halve(_: Any, carry: tuple) -> tuple:
@@ -239,6 +239,6 @@ def _first_crossing(scene: Scene, x: Array, step: Array) -> _Crossing:
             jnp.where(ahead, logits, best),
         )
 
-    ends = (jnp.zeros((), x.dtype), jnp.ones((), x.dtype), whole)
+    ends = (jnp.zeros((), x.dtype), jnp.ones((), x.dtype), ahead_logits)
     _, scale, logits = lax.fori_loop(0, jnp.where(crossed, halvings, 0), halve, ends)
     return _Crossing(scale, logits, crossed)

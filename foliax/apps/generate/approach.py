@@ -151,7 +151,7 @@ def _approach_step(scene: Scene, walk: _Walk, target: Array, limits: _Limits) ->
     """Take one step, or say why there is none."""
     away = target - walk.x
     distance = norm(away)
-    logits, k, space = scene.seen(walk.x)
+    logits, k, space = scene.evaluated(walk.x)
     gradient = dot(_log_slope(logits, scene.label), k)
     square = jnp.sum(gradient**2)
     slope = gradient / jnp.where(square > 0, square, 1)  # raises log p_label by 1, to first order
@@ -162,10 +162,10 @@ def _approach_step(scene: Scene, walk: _Walk, target: Array, limits: _Limits) ->
         short = room - dot(gradient, move)  # of the threshold; −inf without one
         return move + slope * jnp.where(short > 0, short, 0), short > 0
 
-    whole = space.project(away)
-    wish, bound = allowed(capped(whole, limits.step))
+    projected = space.project(away)
+    wish, bound = allowed(capped(projected, limits.step))
     # Relative to the remaining distance, not to a step, which is short where the target is far.
-    left, _ = allowed(whole)
+    left, _ = allowed(projected)
     wish = capped(wish, limits.step)
     tried, moved, p, found = _attempts(scene, walk.x, wish, slope, target, distance)
     arrived, at_foot = distance <= limits.arrival, norm(left) <= limits.stall * distance

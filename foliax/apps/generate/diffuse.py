@@ -132,11 +132,11 @@ def _diffused(scene: Scene, key: Array, scale: Array, num_steps: int, save_every
 
 def _proposal(scene: Scene, x: Float[Array, " n"], noise: Float[Array, " n"]) -> Array:
     """Return the end of a step of Brownian motion on the leaf through x."""
-    _, k, space = scene.seen(x)
+    _, k, space = scene.evaluated(x)
     if scene.along == "leaf":
         tangent = space.project(noise)
         # Heun's mean of the projections at both ends makes the noise Stratonovich's.
-        _, _, ahead = scene.seen(x + tangent)
+        _, _, ahead = scene.evaluated(x + tangent)
         return x + (tangent + ahead.project(noise)) / 2
     moved = x + free_direction(space, k, noise, x, scene.box)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._backend.rewrite import logits_of
-from foliax._core.checks import as_point, is_traced
+from foliax._core.checks import as_class, as_point, is_traced
 from foliax._core.jacobian import contrast_jacobian, logits_struct, working_dtype
 from foliax._core.types import Model
 from foliax._linalg.products import norm
@@ -63,7 +63,7 @@ class Scene(Flat):
         """Return the probability of the label."""
         return jax.nn.softmax(self.logits(x))[self.label]
 
-    def seen(self, x: Float[Array, " n"]) -> tuple[Array, Array, RowSpace]:
+    def evaluated(self, x: Float[Array, " n"]) -> tuple[Array, Array, RowSpace]:
         """Return logits, contrast Jacobian and its row space at x: one Jacobian."""
         logits, k = contrast_jacobian(self.model, self.shaped(x), LIKELIHOOD)
         k = k.astype(x.dtype)
@@ -98,11 +98,7 @@ def make_scene(
 def _label(label: Any, logits: Float[Array, " c"]) -> Int[Array, ""]:
     if label is None:
         return jnp.argmax(logits).astype(jnp.int32)
-    value = jnp.asarray(label)
-    whole = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
-    if not whole or (not is_traced(value) and not 0 <= int(value) < logits.size):
-        raise ValueError(f"label must be a class, 0 … {logits.size - 1}, or None, got {label!r}")
-    return value.astype(jnp.int32)
+    return as_class(label, logits.size, name="label")
 
 
 def begin(scene: Scene) -> tuple[Array, Float[Array, ""]]:

@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from foliax._core.checks import as_point, check_choice, check_count, check_positive
 from foliax._core.documented import documented
+from foliax._core.from_starts import from_starts
 from foliax._core.jacobian import contrast_jacobian
-from foliax._core.lanes import lanes
 from foliax._core.types import Count, Model
 from foliax._linalg.products import dot, norm
 from foliax._linalg.rank import singular_values
@@ -247,7 +247,7 @@ def score(
     status = jnp.where(finite, Code.stalled, Code.invalid)
     if feet:
         options = {"step": step, "max_steps": max_steps, "stall": stall}
-        ends = lanes(lambda start: closest(model, start, x, **options), references.points)
+        ends = from_starts(lambda start: closest(model, start, x, **options), references.points)
         found |= {"residual": ends.distance, "residual_ratio": _over(ends.distance, distance)}
         # Of stalled, out_of_steps and invalid the larger number is the worse.
         status = jnp.maximum(status, jnp.max(as_code(ends.status)))

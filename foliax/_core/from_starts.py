@@ -7,7 +7,7 @@ import jax
 from jax import lax
 
 
-def lanes(fn: Callable[[Any], Any], starts: Any) -> Any:
+def from_starts(fn: Callable[[Any], Any], starts: Any) -> Any:
     """Return fn of each start: on a CPU one after another, elsewhere all at once.
 
     Under `vmap` a loop runs until its slowest element has ended, and of a `cond` both branches run:
