@@ -41,7 +41,7 @@ def _bounded_memory():
     Linux sets on their number, 65,530, and dies in the compiler.
     """
     yield
-    if not _PAGES.exists() or _PAGES.read_bytes().count(b"\n") > 12_000:
+    if not _PAGES.exists() or _PAGES.read_bytes().count(b"\n") > 8_000:
         jax.clear_caches()
 
 

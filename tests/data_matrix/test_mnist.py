@@ -9,7 +9,7 @@ import foliax
 from foliax import zoo
 from tests.tolerance import assert_close
 
-NUM_IMAGES = 3
+NUM_IMAGES = 2
 
 
 def correlated(x, kernel):

@@ -73,6 +73,7 @@ def test_the_command_writes_numbers_and_pictures(tmp_path):
             assert image.size[0] > 100
 
 
+@pytest.mark.slow
 def test_an_adversarial_training_withstands_attacks_that_a_plain_one_does_not():
     with jax.enable_x64(False):
         data = zoo.load_digits()

@@ -358,6 +358,7 @@ def four(_, x):
     return jnp.stack([0 * x[0], x[0], x[1], x[0] + x[1]])
 
 
+@pytest.mark.slow
 def test_geodesics_of_independent_outputs_are_products():
     """Two independent binary outputs as 2 × 2 classes: a flat leaf, a product of two circles."""
 
