@@ -123,7 +123,7 @@ def parameters(model, x, y, u, v):
     return {name: getattr(value, "args", value) for name, value in found.items()}, {}
 
 
-def told(path):
+def fields(path):
     shown = (
         path.points,
         path.distance,
@@ -149,7 +149,7 @@ def walks(model, x, y, u, v):
         "drift": foliax.drift(model, x, v, **options),
         "drift_kernel": foliax.drift(model, x / 4, v, along="kernel", box=box, **options),
     }
-    shown = {name: told(path) for name, path in found.items()}
+    shown = {name: fields(path) for name, path in found.items()}
     plain = {name: pair[0] for name, pair in shown.items()}
     plain["closest"] = foliax.closest(model, x, y, max_steps=20)
     key = jax.random.key(1)
@@ -241,8 +241,18 @@ def compared(measure, name):
     agree(jax.tree.map(lambda leaf: leaf[..., left], of_classes), of_fewer)
 
 
-@pytest.mark.parametrize("name", MASKED)
-@pytest.mark.parametrize("measure", EVERY_MASK)
+# Shapes repeat where one class is masked; each further number of classes compiles everything again.
+@pytest.mark.parametrize(
+    ("measure", "name"),
+    [
+        pytest.param(
+            measure, name, id=f"{measure.__name__}-{name}",
+            marks=[pytest.mark.slow] * (measure is not algebra and len(MASKED[name]) > 1),
+        )
+        for measure in EVERY_MASK
+        for name in MASKED
+    ],
+)  # fmt: skip
 def test_a_masked_class_is_no_class(measure, name):
     compared(measure, name)
 
