@@ -68,11 +68,8 @@ def test_first_cell_installs_from_where_foliax_is(script):
     assert f'SOURCE = "{source}"' in first.source, "the address is that of [project.urls]"
 
 
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(s, id=s.stem, marks=() if s.stem[:2] == "01" else pytest.mark.slow)
-     for s in SCRIPTS],
-)  # fmt: skip
+@pytest.mark.slow
+@each_script
 def test_runs_at_smoke_size(script, tmp_path):
     environment = {
         **os.environ,

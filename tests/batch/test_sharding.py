@@ -157,6 +157,7 @@ def free_port():
         return taken.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_sweep_as_one(tmp_path):
     port = free_port()
     running = [

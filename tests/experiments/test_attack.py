@@ -25,6 +25,7 @@ def smoke(tmp_path_factory):
     return out, found["claims"]
 
 
+@pytest.mark.slow
 def test_farther_fools_more_and_the_gradient_more_than_chance(smoke):
     numbers = smoke[1]["spectral"]["numbers"]
     rates = numbers["attacks"]

@@ -122,6 +122,7 @@ def test_any_kind_of_model_runs(mine, tmp_path, name):
     assert 0 <= found["setting"]["test_accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_other_scripts_take_them_too(mine, tmp_path):
     own = {"data": mine / "my.npz", "model": "my_net:load"}
     options = kernel.Command(pairs=2, show_every=5, out=tmp_path / "kernel", **own, **SHORT)

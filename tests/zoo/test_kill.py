@@ -22,7 +22,10 @@ from tests.zoo.test_kill import training
 training(sys.argv[1])
 """
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals"),
+    pytest.mark.slow,  # trainings in processes of their own
+]
 
 
 def training(out):
