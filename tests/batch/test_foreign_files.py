@@ -14,7 +14,7 @@ import struct
 import sys
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +84,16 @@ def described(architecture, metadata=None):
     return np.array(json.dumps({"architecture": architecture, "metadata": metadata or {}}))
 
 
+@cache
+def entries_of_a_file():
+    """Return what a good weight file holds."""
+    model = mlp()
+    return checkpoints.weights_of(model) | {"__metadata__": described(model.config)}
+
+
 def with_entries(**entries):
     """Return a weight file in which some entries are others, and None are left out."""
-    arrays = {**checkpoints.weights_of(mlp()), "__metadata__": described(mlp().config)} | entries
+    arrays = entries_of_a_file() | entries
     return npz({name: value for name, value in arrays.items() if value is not None})
 
 
