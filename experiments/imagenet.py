@@ -10,7 +10,7 @@ is made on the first `--exact` photographs; `--quick` leaves it out. Writes pict
 (the same for the same seed), `run.json` and `report.html`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,20 @@ def photograph(name: str, side: int) -> np.ndarray:
     return np.asarray(transform.resize(middle, (side, side), order=1, anti_aliasing=True))
 
 
-def _images(config: Config, side: int) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Return images by name as pixels in [0, 1], and the labels of those that have one."""
-    if not config.samples:
-        return {who: photograph(who, side) for who in config.photographs}, []
+def images(
+    photographs: Sequence[str], samples: int, side: int
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Return images by name as pixels in [0, 1], and the labels of those that have one.
+
+    They are photographs, or if `samples` > 0 so many test images of ImageNet.
+    """
+    if not samples:
+        return {who: photograph(who, side) for who in photographs}, []
     data = zoo.load_samples("imagenet")
-    if not 1 <= config.samples <= data.length("test"):
-        raise ValueError(f"samples must be in 1 … {data.length('test')}, got {config.samples}")
-    labels = data.test_y[: config.samples].tolist()
-    pixels = np.asarray(data.to_pixels(data.test_x[: config.samples]))
+    if not 1 <= samples <= data.length("test"):
+        raise ValueError(f"samples must be in 1 … {data.length('test')}, got {samples}")
+    labels = data.test_y[:samples].tolist()
+    pixels = np.asarray(data.to_pixels(data.test_x[:samples]))
     names = [f"{i} {data.class_names[label]}" for i, label in enumerate(labels)]
     return dict(zip(names, pixels, strict=True)), labels
 
@@ -86,6 +91,11 @@ def _images(config: Config, side: int) -> tuple[dict[str, np.ndarray], list[int]
 def normalised(pixels: np.ndarray) -> np.ndarray:
     """Return pixels in [0, 1] as the network takes them."""
     return ((255 * pixels - _MEAN) / _DEVIATION).astype(np.float32)
+
+
+def pixels_of(x: Any) -> np.ndarray:
+    """Return what the network takes as pixels in [0, 1]."""
+    return (np.asarray(x) * _DEVIATION + _MEAN) / 255
 
 
 def pooled_features(model: EfficientNetLite, x: Any) -> int:
@@ -161,7 +171,7 @@ def run(config: Config, model: EfficientNetLite | None = None) -> dict[str, Any]
     """
     trained = model is None
     model = load_efficientnet_lite0() if model is None else model
-    pixels, labels = _images(config, model.shape[0])
+    pixels, labels = images(config.photographs, config.samples, model.shape[0])
     key, stages = jax.random.key(config.seed), Stages("photographs", len(pixels))
     numbers, pairs, spectra = {}, {}, {}
     for i, (who, image) in enumerate(pixels.items()):

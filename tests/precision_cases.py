@@ -198,6 +198,7 @@ WITHOUT_A_MODEL = {
     "denoise.nearest": "compares images",
     "explain.nearest_distribution": "of probabilities alone",
     "explain.order": "of numbers alone",
+    "metamer.at_scale": "SciPy's search, with the model compiled",
     "metamer.invariance_radius": "of numbers alone",
     "ood.calibrate": "of scores alone",
     "ood.combine": "of scores alone",

@@ -163,7 +163,7 @@ def _along_leaf(
         likelihood=likelihood, **options,
     )  # fmt: skip
     left = path.tangent_fraction[-1] * path.distance[-1]
-    return _certified(
+    return certified(
         model, likelihood, start, target, box, path.best, path.status, path.num_steps,
         path.leaf_defect[-1], left,
     )  # fmt: skip
@@ -181,7 +181,7 @@ def _along_kernel(
         max_steps=max_steps, save_every=1, step=step, arrival=0.0, stall=stall, kick=1.0,
     )  # fmt: skip
     found = _nearest(scene)
-    return _certified(
+    return certified(
         model, likelihood, start, target, box, found.best.reshape(start.shape),
         as_status(found.status), found.num_steps.astype(jnp.int32), found.defect,
         found.optimality,
@@ -194,7 +194,7 @@ def _nearest(scene: Scene) -> Nearest:
 
 
 @compiled
-def _certified(
+def certified(
     model: Model, likelihood: Any, start: Array, target: Array, box: Box | None, point: Array,
     status: Any, num_steps: Array, defect: Array, optimality: Array,
 ) -> Closest:  # fmt: skip

@@ -1,11 +1,4 @@
-"""Metamers: inputs that look like another one and have the probabilities of this one.
-
-Level sets of p have codimension rank D ≤ C − 1, so nearly all of input space lies along them, and
-the point of the level set nearest to another image (`foliax.closest(…, along="kernel")`) can look
-like that image while p stays. How far one has to go until somebody else sees another class is the
-*invariance radius* of an input; how short a move changes the label (`explain`, `attack`) is its
-sensitivity radius.
-"""
+"""Metamers on the ways to other inputs, and how far one can go before they look like another."""
 
 from typing import Any, NamedTuple
 
@@ -19,8 +12,6 @@ from foliax._core.types import Count, Model
 from foliax._linalg.products import norm
 from foliax.flow.box import check_box
 from foliax.flow.closest import Closest, closest
-
-__all__ = ["Invariance", "Metamers", "invariance_radius", "metamers"]
 
 
 class Metamers(NamedTuple):
