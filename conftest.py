@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 # The tests compile much and compute next to nothing, so XLA is to be quick about it. Variables that
@@ -16,14 +17,31 @@ import jax
 import pytest
 
 _PAGES = Path("/proc/self/maps")  # a line for each run of pages that are mapped together
+_MOST_BYTES = 2**30  # of the compiled programs that are kept from run to run
 _QUICK = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() in ("1", "true")
 
 collect_ignore_glob = ["notebooks/*"]  # they install and draw; tests/test_notebooks.py runs them
 
 
-def pytest_configure():
-    """Say it to a JAX that was imported before this file, too."""
+def pytest_configure(config):
+    """Say it to a JAX that was imported before this file, too, and keep what is compiled."""
     jax.config.update("jax_disable_most_optimizations", _QUICK)
+    if cache := getattr(config, "cache", None):
+        _keep_programs(cache.mkdir("programs"), first=not hasattr(config, "workerinput"))
+
+
+def _keep_programs(folder, *, first):
+    """Keep compiled programs for the other processes, the slow tests and the next run."""
+    if first and sum(file.stat().st_size for file in folder.iterdir()) > _MOST_BYTES:
+        shutil.rmtree(folder)
+    for name, value in {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }.items():
+        if name.upper() not in os.environ:
+            os.environ[name.upper()] = str(value)  # for the tests' subprocesses
+            jax.config.update(name, value)
 
 
 def pytest_collection_finish():
