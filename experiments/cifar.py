@@ -57,7 +57,6 @@ class Command(WalkCommand):
     # Network that is trained on photographs, or that takes the weights.
     net: Literal["colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19"] = "colour_cnn"
     epochs: int = 8  # Epochs of the training on photographs
-    out: Path = Path("out/cifar")  # Output folder
 
     def load(self) -> Loaded:
         """Return the network and its data; train where there is no other."""

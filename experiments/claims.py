@@ -66,7 +66,6 @@ class Config(command.Run):
     step: float = 0.1  # Length of a step, normalised units
     # How noisy the images of S7 are made, root mean square in pixel units, about.
     noise: float = 0.2
-    out: Path = Path("out/claims")  # Output folder
 
     def __post_init__(self):
         if self.quick:

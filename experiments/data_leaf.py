@@ -182,7 +182,6 @@ class Command(WalkCommand):
     """Which network, which pairs, and how far they are walked."""
 
     flip: bool = False  # Mirror the targets (S4)
-    out: Path = Path("out/data_leaf")  # Output folder
 
 
 def measure_command(options: Command) -> command.Found:

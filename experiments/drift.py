@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -24,9 +24,7 @@ import jax
 import numpy as np
 
 import foliax
-from experiments.harness.command import Run, script
-from experiments.harness.networks import load
-from experiments.harness.own import data_of
+from experiments.harness.command import Network, script
 from experiments.harness.populations import endings, norms
 from experiments.harness.report import look_up, markdown_table, write_numbers
 from experiments.harness.run import Stages
@@ -40,18 +38,9 @@ _JACOBIANS = 1000  # what every walk toward a target may spend
 
 
 @dataclass(frozen=True)
-class Config(Run):
+class Config(Network):
     """What to measure, and where to write."""
 
-    # Whose test images move; None for that of the checkpoint, and for digits without one.
-    dataset: Literal["digits", "fashion_mnist"] | None = None
-    data: Path | None = None  # Your own images, an .npz file or a folder of images for each class
-    model: str | None = None  # Your own network, module:function
-    checkpoint: Path | None = None  # Folder of a training to take the network from
-    # PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint. With neither,
-    # digits take the network that comes with foliax.
-    weights: Path | None = None
-    out: Path = Path("out/drift")  # Output folder
     images: int = 32  # Test images, from the first; rounded down to a multiple of `rounds`
     steps: int = 1000  # Steps along the kernel; the slides take 1000
     step: float = 0.1  # Length of a step, normalised units
@@ -216,10 +205,7 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"images must be at least rounds, got images={config.images}, rounds={config.rounds}"
         )
-    model, dataset, origin = load(
-        data_of(config.dataset, config.data), checkpoint=config.checkpoint,
-        weights=config.weights, model=config.model,
-    )  # fmt: skip
+    model, dataset, origin = config.load()
     xs = dataset.test_x[: config.images // config.rounds * config.rounds]
     drifts, walks = (each(quick=config.quick) for each in (kernel_methods, target_methods))
     stages = Stages("drift", (1 + config.rounds) * len(drifts) + 2 * len(walks))

@@ -5,12 +5,10 @@
 
 draws what a training has tracked (`experiments.train`; without a checkpoint, digits are trained
 here), and measures trace and rank at test images, one or many, for every epoch that has a
-checkpoint. Writes pictures, `results.json`, `paths.json` (every image epoch by epoch), `run.json`
-and `report.html`.
+checkpoint; `--epoch` marks one of them.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,14 +193,7 @@ def _draw_test_images(measured: Mapping[int, Any], file: Path) -> None:
     viz.curves(panels, file)
 
 
-@dataclass(frozen=True)
-class Command(command.Command):
-    """Which training, and at which test images G is measured; `epoch` marks another checkpoint."""
-
-    out: Path = Path("out/dynamics")  # Output folder
-
-
-def measure_command(options: Command) -> command.Found:
+def measure_command(options: command.Command) -> command.Found:
     """Look at the training of a command."""
     if options.weights is not None or options.model is not None:
         raise ValueError("a network alone has no training to look at; give a checkpoint")
@@ -233,4 +224,4 @@ def measure_command(options: Command) -> command.Found:
 
 
 if __name__ == "__main__":
-    command.main(Command, measure_command, name="dynamics", description=__doc__)
+    command.main(command.Command, measure_command, name="dynamics", description=__doc__)

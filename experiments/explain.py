@@ -50,7 +50,6 @@ class Command(commands.Command):
     pairs: commands.Count = 50  # How many test images
     steps: int = 500  # Steps at most to each class
     step: float = 0.25  # Length of a step, normalised units
-    out: Path = Path("out/explain")  # Output folder
 
 
 def measure_command(command: Command) -> commands.Found:

@@ -14,7 +14,6 @@ the contrast Jacobian passes through zero, on whole curves. A ReLU network's Jac
 piece to piece: it passes through zero without being zero.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from jax import lax
 
 import foliax
 from experiments import foliations
-from experiments.foliations import changes, contrasts, follow, singular_points
+from experiments.foliations import Config, changes, contrasts, follow, singular_points
 from experiments.harness.command import script
 from experiments.harness.populations import quartiles
 from foliax.viz.plane import Family, Plane, plane, tinted
@@ -47,13 +46,6 @@ class Sizes(NamedTuple):
     seeds: int = 14
     pieces: int = 14
     grid: int = 220
-
-
-@dataclass(frozen=True)
-class Config(foliations.Config):
-    """Which networks, and where to write."""
-
-    out: Path = Path("out/foliation_2d")  # Output folder
 
 
 def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

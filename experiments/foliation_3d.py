@@ -17,7 +17,7 @@ and a smooth one in general has not (Frobenius). D loses a dimension on curves, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from skimage.measure import marching_cubes
 
 import foliax
 from experiments import foliations
-from experiments.foliations import changes, contrasts, follow, singular_points
+from experiments.foliations import Config, changes, contrasts, follow, singular_points
 from experiments.harness.command import script
 from experiments.harness.populations import quartiles
 from foliax.viz.space import Sheet, Space, Strands, space
@@ -71,13 +71,6 @@ class Sizes(NamedTuple):
 _QUICK = Sizes(
     seeds=12, gap=0.8, piece_steps=5, step=0.08, reach=1.6, around=11.0, grid=24, samples=100
 )
-
-
-@dataclass(frozen=True)
-class Config(foliations.Config):
-    """Which networks, and where to write."""
-
-    out: Path = Path("out/foliation_3d")  # Output folder
 
 
 def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

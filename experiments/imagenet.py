@@ -12,7 +12,6 @@ is made on the first `--exact` photographs; `--quick` leaves it out. Writes pict
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,7 +47,6 @@ _LEFT_OUT = "The exact spectrum was left out"
 class Config(Run):
     """What to measure, and where to write."""
 
-    out: Path = Path("out/imagenet")  # Output folder
     # Names in `skimage.data`, of files inside the package.
     photographs: tuple[str, ...] = ("chelsea", "coffee", "astronaut", "rocket")
     samples: int = 0  # In their place so many of 20 test images of ImageNet, with their labels

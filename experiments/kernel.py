@@ -170,7 +170,6 @@ class Command(command.Command):
     step: float = 0.1  # Length of a step, normalised units
     save_every: int = 5  # Steps between the points kept
     show_every: int = 125  # Steps between the pictures of the strip; a multiple of `save_every`
-    out: Path = Path("out/kernel")  # Output folder
 
 
 def measure_command(options: Command) -> command.Found:

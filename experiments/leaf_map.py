@@ -209,7 +209,6 @@ class Command(command.Command):
     # Length between neighbours, normalised units; None for √n / 14, as more pixels lie farther
     # apart.
     spacing: float | None = None
-    out: Path = Path("out/leaf_map")  # Output folder
 
 
 def measure_command(options: Command) -> command.Found:

@@ -13,7 +13,6 @@ import time
 import timeit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,7 +39,6 @@ _TIMED_STEPS, _REPEATS = 20, 3
 class Config(Run):
     """What is compared."""
 
-    out: Path = Path("out/natural_gradient")  # Output folder
     rates: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0)  # The grid of SGD
     target: float = 0.05  # Loss over the whole training set to be reached
     sgd_steps: int = 400  # Steps of SGD at most

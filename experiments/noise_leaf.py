@@ -169,7 +169,6 @@ class Command(WalkCommand):
     # How noisy the images are made, root mean square in pixel units; about, as the pixel box holds
     # some of it back.
     noise: float = 0.2
-    out: Path = Path("out/noise_leaf")  # Output folder
 
 
 def noise_steps(dataset: Any, level: float, *, step: float, save_every: int) -> int:

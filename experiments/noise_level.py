@@ -9,7 +9,6 @@ known noise, and writes the picture, `results.json`, `paths.json` (every path po
 `run.json` and `report.html`.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +176,7 @@ def _verdict(numbers: dict[str, Any]) -> tuple[str, str]:
     return FAILS, text + "The level rises more than half as much as along the kernel."
 
 
-@dataclass(frozen=True)
-class Command(WalkCommand):
-    """Which network, which pairs, and how far they are walked."""
-
-    out: Path = Path("out/noise_level")  # Output folder
-
-
-def measure_command(options: Command) -> command.Found:
+def measure_command(options: WalkCommand) -> command.Found:
     """Read the noise along the paths of a command."""
     sizes, loaded = options.sizes(), options.load()
     study = Study(loaded.model, loaded.dataset, sizes)
@@ -196,4 +188,4 @@ def measure_command(options: Command) -> command.Found:
 
 
 if __name__ == "__main__":
-    command.main(Command, measure_command, name="noise_level", description=__doc__)
+    command.main(WalkCommand, measure_command, name="noise_level", description=__doc__)

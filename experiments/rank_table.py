@@ -168,7 +168,6 @@ KNOWN: Mapping[str, Known] = {
 class Command(Run):
     """What is at hand for the table."""
 
-    out: Path = Path("out/rank_table")  # Output folder
     num_images: int = NUM_IMAGES  # Test images measured of each data set, at most
     # Your own images, an .npz file or a folder of images for each class, which make one more line.
     data: Path | None = None

@@ -60,7 +60,6 @@ class Config(command.Run):
     # "auto" trains, or goes on with what the output folder holds; otherwise a folder of checkpoints
     # of an earlier training.
     checkpoint: str = "auto"
-    out: Path = Path("out/reproduce")  # Output folder
 
     def source(self) -> zoo.Dataset:
         """Return the data."""

@@ -58,7 +58,6 @@ class Config(command.Run):
     # How many devices share every batch, whose size is a multiple of it; None for all that JAX
     # finds.
     devices: int | None = 1
-    out: Path = Path("out/train")  # Output folder
 
 
 def training(config: Config) -> zoo.TrainConfig:

@@ -53,7 +53,6 @@ class Command(commands.Command):
     hidden: int = 128  # Units of the hidden layer of the networks with a penalty
     epochs: int = 10  # Epochs of their training
     rate: float = 1e-3  # Its learning rate
-    out: Path = Path("out/attack")  # Output folder
 
 
 def measure_command(command: Command) -> commands.Found:

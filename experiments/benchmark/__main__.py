@@ -53,7 +53,7 @@ class Config:
     # Folder of a training to take the network from. With neither, one is trained for a
     # hundred steps, on Fashion-MNIST where it is prepared and else on digits enlarged.
     checkpoint: Path | None = None
-    out: Path = Path("out/benchmark")  # Output folder
+    out: Path = Path("out")  # Output folder
     rows: tuple[Name, ...] = ()  # Which rows; none for all
     rounds: int = 7  # How often everybody is timed
     seed: int = 0  # Of the order, of directions and of random weights

@@ -51,7 +51,6 @@ class Command(commands.Command):
     epochs: int = 20  # How long these are trained, by Adam at 0.003
     steps: int = 200  # Steps at most of the walks
     step: float = 0.1  # Length of a step, normalised units
-    out: Path = Path("out/curvature")  # Output folder
 
 
 def measure_command(command: Command) -> commands.Found:

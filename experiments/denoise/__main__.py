@@ -12,9 +12,8 @@ picture of images for each noise, curves, `results.json`, `paths.json` (every si
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,7 +58,6 @@ class Command(command_line.Command):
     steps: int = 300  # Steps at most
     stall: float = 1e-3  # Tangent fraction at which a closest point is reached
     choosers: bool = True  # Whether references are also chosen by class and by feature
-    out: Path = Path("out/denoise")  # Output folder
 
     def flow(self) -> dict[str, Any]:
         """Return how closest points are found."""
@@ -102,9 +100,8 @@ def measure_command(command: Command) -> Found:
 
 def _networks(command: Command) -> dict[str, Loaded]:
     """Return the networks by a name, e1 for epoch 1."""
-    if not command.epochs:
-        return {"e": command.load()}
-    return {f"e{epoch}": replace(command, epoch=epoch).load() for epoch in sorted(command.epochs)}
+    found = command.load_each(sorted(command.epochs))
+    return {f"e{epoch}" if command.epochs else "e": loaded for epoch, loaded in found.items()}
 
 
 def _random_plane(dataset: Any, seed: int) -> Loaded:

@@ -20,7 +20,6 @@ predicts it. Writes a grid of samples, `results.json`, `run.json` and `report.ht
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from experiments.generate import samples
 from experiments.generate.samples import LABELS, Command
 from experiments.harness import command as commands
 from experiments.harness.classifier import Classifier, independent
-from experiments.harness.networks import Loaded, obtain
+from experiments.harness.networks import training_history
 from experiments.harness.noise import SAME
 from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from experiments.harness.run import sweep
@@ -166,27 +165,20 @@ def _draw(dataset: Any, task: Any, made: Mapping[str, Any], file: Path, name: st
 
 def measure_command(command: Command) -> commands.Found:
     """Make and measure samples with the networks of a command."""
-    peak, epochs = None, command.epochs
-    if epochs:
-        if command.checkpoint is None:
-            raise ValueError("epochs need --checkpoint (a training's folder)")
-        loaded = replace(command, epoch=epochs[0]).load()
-        trained = obtain(
-            loaded.dataset, epochs=0, learning_rate=0.0, seed=0, out=command.out,
-            checkpoint=str(command.checkpoint),
-        )  # fmt: skip
-        models = {f"epoch {epoch}": trained.model(epoch) for epoch in epochs}
-        if len(trained.history.steps):
-            first = zoo.choose_epoch(trained.history, rule="peak", min_accuracy=0.0)
-            peak = f"epoch {min(epochs, key=lambda epoch: abs(epoch - first))}"
-    else:
-        loaded = command.load()
-        models = {"network": loaded.model}
-    classifier = independent(loaded.dataset, quick=command.quick)
-    found = run(models, loaded.dataset, command, classifier, peak)
-    best = found["numbers"]["best"]
-    words = f"{trained.network}, {best}" if epochs else loaded.network
-    network = Loaded(models[best], loaded.dataset, words)
+    epochs, peak = command.epochs, None
+    networks = {
+        f"epoch {epoch}" if epochs else "network": loaded
+        for epoch, loaded in command.load_each(epochs).items()
+    }
+    history = training_history(command.checkpoint) if epochs else None
+    if history is not None and len(history.steps):
+        first = zoo.choose_epoch(history, rule="peak", min_accuracy=0.0)
+        peak = f"epoch {min(epochs, key=lambda epoch: abs(epoch - first))}"
+    data = next(iter(networks.values())).dataset
+    classifier = independent(data, quick=command.quick)
+    models = {name: loaded.model for name, loaded in networks.items()}
+    found = run(models, data, command, classifier, peak)
+    network = networks[found["numbers"]["best"]]
     return commands.Found(network, {"S11": found}, {}, f"The classifier: {classifier.words}.")
 
 

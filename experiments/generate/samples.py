@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +44,6 @@ class Command(command.Command):
     length: float = 1.0
     keep: float = 0.9  # Threshold of p_label, over p_label at the start
     steps: int = 100  # Steps of a Brownian motion; a walk takes four times as many at most
-    out: Path = Path("out/generate")  # Output folder
 
     @property
     def walk_steps(self) -> int:

@@ -1,7 +1,7 @@
 """The command line of the experiments on one network: the options and the output of all."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,8 @@ class Run:
     """One run of a script."""
 
     seed: int = 0  # Of all that is drawn at random: images, directions, noise, trainings made here
-    out: Path = Path("out")  # Output folder
+    # Output folder, of pictures, numbers (results.json), run.json, and a report or tables.
+    out: Path = Path("out")
     devices: int | None = None  # How many devices share the work; None for all that JAX finds
     quick: bool = False  # Few steps, to see that everything runs
 
@@ -46,8 +47,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Command(Run):
-    """Which network, which images, and where to write."""
+class Network(Run):
+    """Which network, with its data."""
 
     # Data set; None for that of the checkpoint, and for digits without one. Digits need nothing,
     # Fashion-MNIST and the like are prepared by `python -m foliax.zoo.prepare`; MNIST and CIFAR
@@ -65,9 +66,6 @@ class Command(Run):
     epoch: int | None = None  # Which epoch of that training; None for the newest
     # PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
     weights: Path | None = None
-    # How many pairs of test images, or images where there are no targets; 1 for one picture.
-    pairs: Count = 1
-    start: int | None = None  # Place of one start in the test set; None to draw starts by the seed
 
     def load(self) -> Loaded:
         """Return the network and its data."""
@@ -75,6 +73,19 @@ class Command(Run):
             data_of(self.dataset, self.data), checkpoint=self.checkpoint, epoch=self.epoch,
             weights=self.weights, model=self.model,
         )  # fmt: skip
+
+    def load_each(self, epochs: Sequence[int]) -> dict[int | None, Loaded]:
+        """Return the network at each epoch of the training; at `epoch` where none is named."""
+        return {epoch: replace(self, epoch=epoch).load() for epoch in epochs or (self.epoch,)}
+
+
+@dataclass(frozen=True)
+class Command(Network):
+    """Which network, which images, and where to write."""
+
+    # How many pairs of test images, or images where there are no targets; 1 for one picture.
+    pairs: Count = 1
+    start: int | None = None  # Place of one start in the test set; None to draw starts by the seed
 
     def starts(self, total: int) -> np.ndarray:
         """Return the places of the starts in a test set of so many images."""
@@ -103,9 +114,13 @@ class Found:
     labelled: bool = True  # Whether the labels of the data are those that the network predicts
 
 
-def write(command: Command, found: Found, seconds: float, title: str) -> dict[str, Any]:
-    """Write `results.json`, `paths.json`, `run.json` and the report; return the results."""
-    network = found.loaded
+def perform(
+    command: Any_Command, measure: Callable[[Any_Command], Found], *, title: str
+) -> dict[str, Any]:
+    """Measure, and write `results.json`, `paths.json`, `run.json` and the report."""
+    begun = time.perf_counter()
+    found = measure(command)
+    network, seconds = found.loaded, {"all": round(time.perf_counter() - begun, 2)}
     options = {k: v for k, v in asdict(command).items() if k not in _WHERE}
     intro = (
         f"Measured on {network.dataset.name} with the network {network.network}. {found.note} All "
@@ -113,7 +128,7 @@ def write(command: Command, found: Found, seconds: float, title: str) -> dict[st
     )
     results = write_results(
         command.out, title, [intro], found.sections,
-        run={"seed": command.seed, "seconds": {"all": round(seconds, 2)}},
+        run={"seed": command.seed, "seconds": seconds},
         setting=options | setting(network, labelled=found.labelled),
     )  # fmt: skip
     write_json(command.out / "paths.json", found.walks)
@@ -139,8 +154,11 @@ def script(
     description: str | None,
     hosts: bool = False,
 ) -> None:
-    """Run a script from the command line: read its options, lock its folder, and run it there."""
-    options = tyro.cli(kind, prog=f"python -m experiments.{name}", description=description)
+    """Run a script from the command line, in its output folder: out/NAME where none is named."""
+    options = tyro.cli(
+        kind, prog=f"python -m experiments.{name}", description=description,
+        default=kind(out=Path("out") / name),
+    )  # fmt: skip
     devices = getattr(options, "devices", None)  # not every script shares its work
     with running(name, options.out, devices=devices, hosts=hosts) as out:
         run(replace(options, out=out))
@@ -156,12 +174,3 @@ def main(
     """Run an experiment on one network from the command line."""
     run = partial(perform, measure=measure, title=name)
     script(kind, run, name=name, description=description, hosts=True)
-
-
-def perform(
-    command: Any_Command, measure: Callable[[Any_Command], Found], *, title: str
-) -> dict[str, Any]:
-    """Measure and write."""
-    begun = time.perf_counter()
-    found = measure(command)
-    return write(command, found, time.perf_counter() - begun, title)

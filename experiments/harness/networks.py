@@ -149,6 +149,12 @@ def _photographs_of(training: Mapping[str, Any]) -> zoo.Dataset:
     raise ValueError("checkpoint must hold a training on cuts of this version, got other cuts")
 
 
+def training_history(folder: Path | None) -> zoo.History | None:
+    """Return what a training has tracked; None without one."""
+    stored = None if folder is None else checkpoints.read(folder)
+    return None if stored is None else zoo.History.from_dict(stored.info["history"])
+
+
 def renormalised(dataset: zoo.Dataset) -> zoo.Dataset:
     """Return the same images normalised as the papers' code does: pixels less 1/2, over 1/2."""
     train_x, test_x = (

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -155,7 +154,6 @@ class WalkCommand(Command):
     steps: int = 1000  # Steps at most
     step: float = 0.1  # Length of a step, normalised units
     save_every: int = 10  # Steps between the points kept
-    out: Path = Path("out/walks")  # Output folder
 
     def sizes(self, *, quick_steps: int = 60, noise_steps: int = 0) -> Sizes:
         """Return the sizes of the populations."""

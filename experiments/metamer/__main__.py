@@ -16,7 +16,7 @@ column: what one sees), `metamer.gif`, `results.json`, `paths.json` (every pair)
 `report.html`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,6 @@ class Command(commands.Command):
     steps: int = 60  # Steps at most, from either side
     radii: int = 20  # Images whose two radii are measured; 0 for none
     references: int = 3  # Images of other classes, for each of them
-    out: Path = Path("out/metamer")  # Output folder
 
 
 def measure_command(command: Command) -> commands.Found:
@@ -114,8 +113,8 @@ def measure_command(command: Command) -> commands.Found:
 def load(command: Command) -> dict[str, Loaded]:
     """Return the networks that are compared, by name."""
     if not command.trainings:
-        epochs = {f"epoch {epoch}": replace(command, epoch=epoch) for epoch in command.epochs}
-        return {name: one.load() for name, one in (epochs or {"network": command}).items()}
+        found = command.load_each(command.epochs)
+        return {f"epoch {e}" if command.epochs else "network": one for e, one in found.items()}
     return trained(
         command.load().dataset, epochs=1 if command.quick else _EPOCHS, budget=command.budget,
         seed=command.seed,

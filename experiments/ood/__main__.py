@@ -15,9 +15,7 @@ logistic regression tells these from outliers made of them, which also choose am
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,9 +23,8 @@ import sklearn
 from tqdm import tqdm
 
 import foliax
-from experiments.harness.command import Run, script
-from experiments.harness.networks import Loaded, load, papers_network
-from experiments.harness.own import data_of
+from experiments.harness.command import Network, script
+from experiments.harness.networks import Loaded, papers_network
 from experiments.harness.report import write_numbers
 from experiments.harness.run import keeping_nothing
 from experiments.ood import baselines, leaf, measures, tables
@@ -42,18 +39,11 @@ _QUICK = {"count": 100, "calibration": 100, "bank": 1000, "fixed": 5, "many": 10
 
 
 @dataclass(frozen=True)
-class Config(Run):
+class Config(Network):
     """Which networks, how many images, and where to write."""
 
-    # Data set; None for that of the checkpoint, and for digits without one.
-    dataset: Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "kmnist"] | None = None
-    data: Path | None = None  # Your own images, an .npz file or a folder of images for each class
-    model: str | None = None  # Your own network, module:function
-    # Folder of a training. Without it, digits take the network that comes with foliax.
-    checkpoint: Path | None = None
-    epochs: tuple[int, ...] = ()  # Which epochs of it are compared; none for the newest
-    # PyTorch weights of the papers' network, .npz or .pt, in place of a checkpoint.
-    weights: Path | None = None
+    # Epochs of the training to compare; none for `epoch` alone.
+    epochs: tuple[int, ...] = ()
     count: int = 360  # Test images, and outliers of each kind, at most
     calibration: int = 300  # Training images kept apart, which calibrate
     bank: int = 10_000  # Training images at most, for neighbours and references
@@ -66,7 +56,6 @@ class Config(Run):
     feet: bool = True  # Whether closest points are found, which costs most
     max_steps: int | None = None  # Steps to a closest point; None for 200, of larger images 40
     resamples: int = 500  # Of the bootstrap
-    out: Path = Path("out/ood")  # Output folder
 
     def flow(self, shape: Sequence[int]) -> dict[str, Any]:
         """Return how closest points are found for images of a shape."""
@@ -141,14 +130,9 @@ def evaluated(parts: measures.Parts, config: Config) -> dict[str, Any]:
 
 def networks(config: Config) -> dict[str, Loaded]:
     """Return the networks that are compared, by epoch."""
-    load_one = partial(
-        load, data_of(config.dataset, config.data), checkpoint=config.checkpoint,
-        weights=config.weights, model=config.model,
-    )  # fmt: skip
-    if config.epochs:
-        return {str(epoch): load_one(epoch=epoch) for epoch in config.epochs}
-    epoch = zoo.epochs(config.checkpoint)[-1] if config.checkpoint else "given"
-    return {str(epoch): load_one()}
+    newest = zoo.epochs(config.checkpoint)[-1:] if config.checkpoint and not config.epoch else ()
+    found = config.load_each(config.epochs or newest)
+    return {str(epoch or "given"): loaded for epoch, loaded in found.items()}
 
 
 def train_without(

@@ -67,7 +67,6 @@ class Command(commands.Command):
         ],
         ...,
     ] = ()
-    out: Path = Path("out/transfer")  # Output folder
 
     def checked(self) -> "Command":
         """Return what is run, itself or a smaller one, or refuse what does not fit."""

@@ -15,7 +15,7 @@ from experiments.harness import command
 from experiments.harness.networks import load, papers_network
 from experiments.harness.populations import box_excess
 from experiments.harness.run import running
-from experiments.harness.study import Sizes, Study, places
+from experiments.harness.study import Sizes, Study, WalkCommand, places
 from foliax import zoo
 
 # The same lengths in all, so that they share compiled programs.
@@ -24,7 +24,7 @@ LEAF = data_leaf.Command(pairs=2, **SIZES)
 COMMANDS = {
     "data_leaf": (data_leaf, LEAF, "S3"),
     "flipped": (data_leaf, replace(LEAF, pairs=1, flip=True, start=3), "S4"),
-    "noise_level": (noise_level, noise_level.Command(pairs=2, **SIZES), "S5"),
+    "noise_level": (noise_level, WalkCommand(pairs=2, **SIZES), "S5"),
     "kernel": (kernel, kernel.Command(pairs=2, show_every=10, **SIZES), "S6"),
     # 0.09 of noise on digits are twenty kernel steps.
     "noise_leaf": (noise_leaf, noise_leaf.Command(noise=0.09, start=3, end=5, **SIZES), "S7"),
@@ -166,7 +166,7 @@ def training(tmp_path_factory):
 
 
 def test_dynamics_follows_test_images_over_the_epochs(training, tmp_path):
-    options = dynamics.Command(checkpoint=training, pairs=3, out=tmp_path)
+    options = command.Command(checkpoint=training, pairs=3, out=tmp_path)
     with jax.enable_x64(False):
         results = command.perform(options, dynamics.measure_command, title="dynamics")
     measured = results["claims"]["S2"]["numbers"]["test_images"]

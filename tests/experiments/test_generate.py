@@ -159,5 +159,5 @@ def test_the_command_compares_epochs(tmp_path):
 
 def test_epochs_need_a_checkpoint(tmp_path):
     command = generate.Command(epochs=(1,), out=tmp_path)
-    with pytest.raises(ValueError, match="epochs need --checkpoint"):
+    with pytest.raises(ValueError, match="epoch=1 needs --checkpoint"):
         generate.measure_command(command)

@@ -157,7 +157,7 @@ def test_a_checkpoint_remembers_its_data_and_asks_for_it(mine, trained, tmp_path
     assert options.load().dataset.fingerprint() == data.fingerprint()
     with pytest.raises(ValueError, match=r"training on other\.npz \(fingerprint .*got one on my"):
         replace(options, data=mine / "other.npz").load()
-    found = dynamics.Command(data=mine / "my.npz", checkpoint=trained, pairs=2, out=tmp_path)
+    found = command.Command(data=mine / "my.npz", checkpoint=trained, pairs=2, out=tmp_path)
     assert command.perform(found, dynamics.measure_command, title="dynamics")["claims"]["S2"]
 
 

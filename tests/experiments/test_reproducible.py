@@ -33,6 +33,7 @@ from experiments.curvature import __main__ as curvature
 from experiments.denoise import __main__ as denoise
 from experiments.generate import __main__ as generate
 from experiments.harness import command
+from experiments.harness.study import WalkCommand
 from experiments.ood import __main__ as ood
 from foliax import zoo
 
@@ -41,7 +42,7 @@ SIZES = {"steps": 20, "save_every": 5}
 POPULATIONS = {
     "data_leaf": (data_leaf, data_leaf.Command(pairs=2, **SIZES)),
     "data_leaf --flip": (data_leaf, data_leaf.Command(pairs=1, flip=True, **SIZES)),
-    "noise_level": (noise_level, noise_level.Command(pairs=2, **SIZES)),
+    "noise_level": (noise_level, WalkCommand(pairs=2, **SIZES)),
     "kernel": (kernel, kernel.Command(pairs=2, show_every=10, **SIZES)),
     "noise_leaf": (noise_leaf, noise_leaf.Command(noise=0.09, start=3, end=5, **SIZES)),
     "explain": (explain, explain.Command(pairs=2, step=0.5, steps=100, quick=True)),
@@ -130,7 +131,7 @@ def trained_commands(training):
     sizes = {"pairs": 4, "tuning": 4, "references": 2, "steps": 10}
     noises = {"gaussian": (0.2,), "salt": (0.2,), "blur": (1.0,)}
     return {
-        "dynamics": (dynamics, dynamics.Command(checkpoint=training, pairs=3)),
+        "dynamics": (dynamics, command.Command(checkpoint=training, pairs=3)),
         "denoise": (
             denoise,
             denoise.Command(checkpoint=training, epochs=(1,), quick=True, **sizes, **noises),
