@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import foliax
@@ -32,6 +30,7 @@ from experiments.harness.networks import (
     load,
     renormalised,
 )
+from experiments.harness.populations import predict
 from experiments.harness.report import FAILS, HOLDS, section
 from experiments.harness.study import Study, WalkCommand
 from foliax import zoo
@@ -112,7 +111,7 @@ def ranks(loaded: Loaded) -> dict[str, Any]:
     """Measure trace and rank of G at each of a few labelled images; return the section."""
     data = loaded.dataset
     spectra = foliax.map(foliax.spectrum, loaded.model, data.test_x)
-    predicted = np.asarray(jax.lax.map(loaded.model, jnp.asarray(data.test_x))).argmax(axis=1)
+    predicted = np.asarray(predict(loaded.model, data.test_x)[0])
     right, bound = int(np.sum(predicted == data.test_y)), data.num_classes - 1
     names = [f"{i} {data.class_names[y]}" for i, y in enumerate(data.test_y)]
     images = {

@@ -28,7 +28,6 @@ from experiments.harness.classifier import Classifier, independent
 from experiments.harness.populations import (
     flat,
     pick,
-    predict,
     quartiles,
     rank_correlation,
     share,
@@ -36,6 +35,7 @@ from experiments.harness.populations import (
 )
 from experiments.harness.report import outcome, percent, section
 from experiments.harness.run import in_parts, on_cpu
+from experiments.ood.baselines import outputs
 from foliax import viz
 from foliax.apps import explain
 
@@ -161,10 +161,8 @@ def rivals(model: Any, dataset: Any, xs: Any, labels: np.ndarray) -> dict[str, n
     confusion: the commonest wrong label of test images of the class. pixels: the class of the
     nearest training image of another class.
     """
-    every = [np.asarray(predict(model, part)[0]) for part in np.array_split(dataset.test_x, 20)]
-    wrong = confusion_matrix(
-        dataset.test_y, np.concatenate(every), labels=np.arange(dataset.num_classes)
-    )
+    predicted = outputs(model, dataset.test_x).argmax(axis=1)
+    wrong = confusion_matrix(dataset.test_y, predicted, labels=np.arange(dataset.num_classes))
     np.fill_diagonal(wrong, 0)
     confused = np.where(wrong.max(axis=1) > 0, wrong.argmax(axis=1), -1)
     nearest = np.full(len(xs), -1)

@@ -18,7 +18,6 @@ and a smooth one in general has not (Frobenius). D loses a dimension on curves, 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,12 +203,6 @@ def study_xor(
     return upper, Space("", _EDGE, strands, sheets, note=note), numbers
 
 
-@jax.jit
-def involutivity(model: Any, xs: Any) -> foliax.Involutivity:
-    """Return how far brackets leave D at many points."""
-    return jax.vmap(partial(foliax.involutivity, model))(xs)
-
-
 def kernel_loops(model: Any, sizes: Sizes) -> tuple[list[np.ndarray], np.ndarray, int]:
     """Return level curves of p from a half-plane that faces the eye, and how many are closed."""
     radius, height = np.meshgrid([0.35, 0.8, 1.25, 1.7], [-1.6, -0.8, 0.0, 0.8, 1.6])
@@ -247,7 +240,8 @@ def study_circles(
     curves, logits, closed = kernel_loops(model, sizes)
     centres, corners, pieces = tiles(model)
     xs = np.random.default_rng(seed).uniform(-_EDGE, _EDGE, (sizes.samples, 3))
-    found = involutivity(model, np.concatenate([xs.astype(np.float32), centres]))
+    points = np.concatenate([xs.astype(np.float32), centres])
+    found = foliax.map(foliax.involutivity, model, points, block=len(points))
     at, at_tiles = (
         jax.tree.map(lambda leaf, part=part: np.asarray(leaf)[part], found)
         for part in (slice(len(xs)), slice(len(xs), None))

@@ -139,17 +139,16 @@ def measure(
     return numbers, pairs, values
 
 
-def original_logits(xs: np.ndarray) -> np.ndarray | None:
-    """Return the logits of the PyTorch original, (N, C), or None where it is not installed."""
-    try:
-        import torch
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        return None
+def original() -> Any:
+    """Return the PyTorch original with its trained weights; an ImportError without PyTorch."""
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from experiments.benchmark.peers import device
+
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(weights_path(), map_location="cpu", weights_only=True))
-    with torch.no_grad():
-        return network.eval()(torch.from_numpy(xs.transpose(0, 3, 1, 2).copy())).numpy()
+    return network.eval().requires_grad_(False).to(device())
 
 
 @jax.jit
@@ -264,9 +263,13 @@ def _spectrum_section(numbers: dict[str, Any], num_eigenvalues: int) -> dict[str
 
 def _compare(model: EfficientNetLite, xs: np.ndarray, numbers: dict[str, Any]) -> None:
     """Note how far the logits of each image are from those of the PyTorch original."""
-    theirs = original_logits(xs)
-    if theirs is None:
+    from experiments.benchmark.peers import tensor  # which imports PyTorch
+
+    try:
+        network = original()
+    except ImportError:
         return
+    theirs = network(tensor(xs)).numpy(force=True)
     for x, expected, found in zip(xs, theirs, numbers.values(), strict=True):
         off = np.abs(np.asarray(model(jnp.asarray(x))) - expected).max() / np.ptp(expected)
         found["original"] = {"predicted": int(expected.argmax()), "logits_off": float(off)}

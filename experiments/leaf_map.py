@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from sklearn.metrics import pairwise_distances_argmin
 
 import foliax
 from experiments.harness import command
-from experiments.harness.populations import drifts, flat, norms, predict, quartiles
+from experiments.harness.populations import distance_to, drifts, predict, quartiles
 from experiments.harness.report import FAILS, HOLDS, IN_PART, section
 from experiments.rank_table import dense_eigenvalues
 from foliax import viz
@@ -31,14 +28,9 @@ _STEP = 0.1  # length of a step, normalised units
 _NEARER = 0.1  # growth of the distance to the nearest training image that is still near the data
 
 
-@jax.jit
-def _eigenpairs(model: Any, xs: Any) -> foliax.Eigen:
-    return jax.lax.map(lambda x: foliax.eigh(model, x), jnp.asarray(xs))
-
-
 def eigenpairs(model: Any, xs: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return all C − 1 eigenpairs of G at every image; largest entries of vectors are positive."""
-    values, vectors = (np.asarray(part) for part in _eigenpairs(model, xs))
+    values, vectors = (np.asarray(part) for part in foliax.map(foliax.eigh, model, xs, block=1))
     flat = vectors.reshape(*vectors.shape[:2], -1)
     largest = np.take_along_axis(flat, np.abs(flat).argmax(axis=2, keepdims=True), axis=2)
     return values, (flat * np.sign(largest)).reshape(vectors.shape)
@@ -135,7 +127,8 @@ _ROWS = (
 def _numbers(points: Any, labels: Any, p: Any, values: Any, dataset: Any) -> dict[str, Any]:
     middle = labels.shape[1] // 2
     own = labels[:, middle, middle]
-    nearest = _nearest(points.reshape(-1, *points.shape[3:]), dataset).reshape(labels.shape)
+    near = distance_to(dataset.train_x)
+    nearest = near(points.reshape(-1, *points.shape[3:])).reshape(labels.shape)
     growth = nearest / nearest[:, middle : middle + 1, middle : middle + 1]
     edge = np.ones(growth.shape[1:], bool)
     edge[1:-1, 1:-1] = False
@@ -151,12 +144,6 @@ def _numbers(points: Any, labels: Any, p: Any, values: Any, dataset: Any) -> dic
         "two_of_trace": quartiles(values[:, :2].sum(axis=1) / values.sum(axis=1)),
         "eigenvalues": np.median(values, axis=0),
     }
-
-
-def _nearest(points: np.ndarray, dataset: Any) -> np.ndarray:
-    """Return the distance of each point to the nearest training image."""
-    train, points = flat(dataset.train_x), flat(points)
-    return norms(points - train[pairwise_distances_argmin(points, train)])
 
 
 def _draw_map(dataset: Any, points: Any, labels: Any, p: Any, file: Path) -> None:

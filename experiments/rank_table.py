@@ -26,7 +26,7 @@ import foliax
 from experiments.harness.command import Run, script
 from experiments.harness.networks import Loaded, at_samples, build, load
 from experiments.harness.own import data_of
-from experiments.harness.populations import quartiles
+from experiments.harness.populations import in_float64, quartiles
 from experiments.harness.report import FAILS, HOLDS, markdown_table, section, write_numbers
 from foliax import viz, zoo
 
@@ -73,17 +73,10 @@ def dense_eigenvalues(model: Any, xs: Any) -> tuple[np.ndarray, np.ndarray]:
     those of a symmetric matrix are known to n · eps of the largest.
     """
     with jax.enable_x64(True):
-        double = jax.tree.map(_in_double, model)
-        dense = np.asarray(_dense(double, jnp.asarray(np.asarray(xs), jnp.float64)))
+        dense = np.asarray(_dense(*in_float64((model, jnp.asarray(xs)))))
     values = np.linalg.eigvalsh((dense + dense.swapaxes(1, 2)) / 2)[:, ::-1]
     rounding = values.shape[1] * np.finfo(np.float64).eps * values[:, :1]
     return values, (values > rounding).sum(axis=1)
-
-
-def _in_double(leaf: Any) -> Any:
-    """Return floating-point numbers in float64, and anything else, such as a key, as it is."""
-    floating = jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating)
-    return jnp.asarray(leaf, jnp.float64) if floating else leaf
 
 
 def run(

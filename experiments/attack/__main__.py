@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 from experiments.attack import runs
 from experiments.attack.runs import EIGHT, GEODESIC, GRADIENT, ONE, PROJECTED, RANDOM, SIGNS, TWO
 from experiments.harness import command as commands
-from experiments.harness.populations import predict
+from experiments.harness.populations import predict, right
 from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
 from foliax import viz
 
@@ -63,28 +63,25 @@ def measure_command(command: Command) -> commands.Found:
     xs, labels = data.test_x[places], data.test_y[places]
     top = command.budget or runs.largest_budget(data, xs)
     budgets = [float(b) for b in top * np.arange(1, _BUDGETS + 1) / _BUDGETS]
-    right = _right(loaded.model, xs, labels)
+    seen = right(loaded.model, xs, labels)
+    xs_seen, labels_seen = xs[seen], labels[seen]
     chosen = runs.at_budgets(
         tuple(runs.attacks(command.steps)), budgets, data.box, command.steps, keep=True
     )
-    found = runs.fooling(chosen, loaded.model, xs[right], command.seed)
+    found = runs.fooling(chosen, loaded.model, xs_seen, command.seed)
     few = runs.at_budgets(_PENALISED, budgets, data.box, command.steps)
     networks = _penalised(command, data, xs, labels, few)
     _draw(budgets, runs.summary(found), networks, command.out / "attack.png")
-    _draw_images(loaded, xs[right], labels[right], budgets, found, command.out)
+    _draw_images(loaded, xs_seen, labels_seen, budgets, found, command.out)
     sections = {
-        "spectral": _spectral(found, budgets, int(right.sum())),
+        "spectral": _spectral(found, budgets, len(xs_seen)),
         "penalty": _penalty(networks, budgets),
     }
     images = [
         {"place": int(place)} | {name: one.fooled[i] for name, one in found.items()}
-        for i, place in enumerate(places[right])
+        for i, place in enumerate(places[seen])
     ]
     return commands.Found(loaded, sections, {"images": images})
-
-
-def _right(model: Any, xs: Any, labels: Any) -> np.ndarray:
-    return np.asarray(predict(model, xs)[0]) == np.asarray(labels)
 
 
 def _penalised(command: Command, data: Any, xs: Any, labels: Any, chosen: Any) -> dict[str, Any]:
@@ -102,17 +99,17 @@ def _penalised(command: Command, data: Any, xs: Any, labels: Any, chosen: Any) -
         networks[f"stopped_{i}"] = f"no penalty, epoch {stopped.epoch}", stopped
     found = {}
     for name, (words, one) in networks.items():
-        right = _right(one.model, xs, labels)
+        seen = right(one.model, xs, labels)
         # All images, in one shape, so that nothing compiles again; the others do not count.
         attacked = runs.fooling(chosen, one.model, xs, command.seed)
-        kept = {n: each._replace(fooled=each.fooled[right], kl=each.kl[right])
+        kept = {n: each._replace(fooled=each.fooled[seen], kl=each.kl[seen])
                 for n, each in attacked.items()}  # fmt: skip
         found[name] = {
             "name": words,
             "penalty": one.penalty,
             "epoch": one.epoch,
             "accuracy": one.accuracy,
-            "num_images": int(right.sum()),
+            "num_images": int(seen.sum()),
             "trace_train": runs.trace_numbers(one.model, data.train_x),
             "trace_test": runs.trace_numbers(one.model, xs),
             "attacks": runs.summary(kept),

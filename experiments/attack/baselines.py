@@ -29,13 +29,15 @@ def _unit(v: Array) -> Array:
 
 
 def fast_gradient(
-    model: Any, x: Array, budget: Any, *, signs: bool = False, box: Box | None = None
-) -> Array:
+    model: Any, x: Array, budget: Any, *, label: Any = None, signs: bool = False,
+    box: Box | None = None,
+) -> Array:  # fmt: skip
     """Return x moved by the budget against the gradient, or against its signs (FGSM).
 
     Source: Goodfellow, Shlens & Szegedy 2015, *Explaining and harnessing adversarial examples*.
     """
-    slope = jax.grad(doubt, argnums=1)(model, x, jnp.argmax(model(x)))
+    label = jnp.argmax(model(x)) if label is None else label
+    slope = jax.grad(doubt, argnums=1)(model, x, label)
     return _inside(x + budget * _unit(jnp.sign(slope) if signs else slope), box)
 
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from sklearn.neighbors import NearestNeighbors
 
 import foliax
 from experiments.attack import baselines
+from experiments.harness.populations import distance_to
 from experiments.harness.run import sweep
 from foliax import zoo
 from foliax.apps import attack
@@ -107,8 +107,7 @@ def summary(found: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
 
 def largest_budget(dataset: Any, xs: np.ndarray) -> float:
     """Return the median distance from an image to its nearest training image."""
-    known = NearestNeighbors(n_neighbors=1).fit(dataset.train_x.reshape(len(dataset.train_x), -1))
-    return float(np.median(known.kneighbors(xs.reshape(len(xs), -1))[0]))
+    return float(np.median(distance_to(dataset.train_x)(xs)))
 
 
 class Penalised(NamedTuple):

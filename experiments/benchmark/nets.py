@@ -14,6 +14,7 @@ from scipy.linalg import helmert
 
 import foliax
 from experiments.harness.networks import Loaded, load
+from experiments.harness.populations import in_float64
 from foliax import zoo
 from foliax.data_matrix import count_rank, default_rtol, singular_values
 
@@ -128,8 +129,7 @@ def plain(model: Any, xs: Any) -> dict[str, np.ndarray]:
         return jnp.exp(log_p(x)), jax.jacrev(log_p)(x)
 
     with jax.enable_x64(True):
-        double = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), model)
-        found = jax.jit(jax.vmap(gradients, (None, 0)))(double, np.asarray(xs, np.float64))
+        found = jax.jit(jax.vmap(gradients, (None, 0)))(*in_float64((model, jnp.asarray(xs))))
         p, jacobian = (np.asarray(part) for part in found)
     rows = np.sqrt(p)[:, :, None] * jacobian.reshape(*p.shape, -1)
     count = p.shape[1] - 1

@@ -246,21 +246,6 @@ def weights_of(model: Any) -> dict[str, Any]:
     return dict(network(model).named_parameters())
 
 
-def original_efficientnet() -> Any:
-    """Return the PyTorch original with its trained weights.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    from efficientnet_lite_pytorch import EfficientNet
-
-    from foliax.zoo.efficientnet import weights_path
-
-    net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(weights_path(), map_location="cpu", weights_only=True))
-    return net.eval().to(device()).requires_grad_(False)
-
-
 def factor_rows(net: Any, x: Any, count: int, *, together: bool) -> Any:
     """Return the first rows of A = Lᵀ J at one image: one by one (P1), or in one vmap (P2)."""
 

@@ -288,12 +288,12 @@ def tracking_row(bench: Bench) -> Row:
 
 def efficientnet_row(bench: Bench) -> Row:
     """Make the factor of one photograph, 999 × 150,528, a few rows at a time."""
-    from experiments.imagenet import normalised, photograph
+    from experiments.imagenet import normalised, original, photograph
     from foliax.zoo.efficientnet import load_efficientnet_lite0
 
     try:
         model = load_efficientnet_lite0()
-        net = peers.original_efficientnet() if peers.torch is not None else None
+        net = original() if peers.torch is not None else None
     except ImportError as error:
         raise Skipped(str(error)) from error
     x = normalised(photograph("chelsea", 224))

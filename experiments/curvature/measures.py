@@ -9,6 +9,7 @@ from flax import nnx
 from sklearn.metrics import roc_auc_score
 
 import foliax
+from experiments.harness import populations
 from experiments.harness.populations import quartiles, rank_correlation
 from experiments.harness.run import sweep
 from foliax import leaf, zoo
@@ -87,12 +88,8 @@ def over(function: Any, model: Any, xs: Any) -> Any:
 
 def in_float64(function: Any, model: Any, xs: Any) -> Any:
     """Do the same in float64: near a corner of the simplex float32 has no digits for some K."""
-
-    def widen(value: Any) -> Any:
-        return value.astype(jnp.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value
-
     with jax.enable_x64(True):
-        return over(function, jax.tree.map(widen, model), jnp.asarray(xs, jnp.float64))
+        return over(function, *populations.in_float64((model, jnp.asarray(xs))))
 
 
 def trained(dataset: Any, sizes: tuple[int, ...], *, epochs: int, seed: int) -> Any:

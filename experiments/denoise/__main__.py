@@ -21,12 +21,12 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
+import foliax
 from experiments.denoise import classical, report
 from experiments.denoise.leaf import (
     Case,
     Images,
     by_other_references,
-    mean_trace,
     with_leaf,
     without_leaf,
 )
@@ -34,6 +34,7 @@ from experiments.harness import command as command_line
 from experiments.harness.classifier import independent
 from experiments.harness.command import Count, Found, perform, script
 from experiments.harness.networks import Loaded
+from experiments.harness.run import sweep
 from foliax.apps.denoise import choose
 
 _TRACED = 256  # training images of the mean trace
@@ -117,7 +118,7 @@ def _linear(matrix: Any, x: Any) -> Any:
 
 def _trace(loaded: Loaded) -> float:
     xs, _ = loaded.dataset.take(np.arange(min(_TRACED, loaded.dataset.length("train"))))
-    return float(mean_trace(loaded.model, jnp.asarray(xs)))
+    return float(np.mean(sweep(foliax.trace, loaded.model, xs, progress=False)))
 
 
 class Study:

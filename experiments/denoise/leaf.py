@@ -113,7 +113,8 @@ def with_leaf(
     early = project(model, some, level=case.level * np.sqrt(some.noisy[0].size), **flow)
     found["closest_discrepancy"] = case.pixels(_combined(some, early))
     mean = some.references.mean(axis=1)
-    found["kernel_exchanged"] = case.pixels(_exchanged(model, some.noisy, mean))
+    exchanged = foliax.map(app.exchange_kernel, model, some.noisy, mean, block=1)
+    found["kernel_exchanged"] = case.pixels(exchanged)
     ended = {"closest": endings(projected[1]), "discrepancy": endings(early)}
     return found, {"chosen": chosen, "ended": ended}
 
@@ -128,12 +129,6 @@ def by_other_references(
         f"{kind}_{name}": case.pixels(_combined(images, projected, along=along))
         for kind, along in (("nearest", 0.0), ("closest", 1.0))
     }
-
-
-@jax.jit
-def mean_trace(model: Any, xs: Any) -> jax.Array:
-    """Return the mean trace of G over a batch."""
-    return jnp.mean(jax.lax.map(lambda x: foliax.trace(model, x), xs, batch_size=16))
 
 
 def _combined(
@@ -153,11 +148,6 @@ def _combine(noisy: Any, references: Any, projected: Any, by: Any, options: Any)
         return app.combine(x, references, projected, by=by, **options).image
 
     return jax.vmap(one)(noisy, references, projected)
-
-
-@jax.jit
-def _exchanged(model: Any, noisy: Any, clean: Any) -> Any:
-    return jax.lax.map(lambda pair: app.exchange_kernel(model, *pair), (noisy, clean))
 
 
 def _unmoved(images: Images) -> app.Projected:

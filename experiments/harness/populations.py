@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
+from sklearn.neighbors import NearestNeighbors
 
 import foliax
 from experiments.harness import noise
@@ -56,10 +57,31 @@ def predict(model: Any, xs: Any) -> tuple[jax.Array, jax.Array]:
     return jnp.argmax(p, axis=-1), jnp.max(p, axis=-1)
 
 
+def right(model: Any, xs: Any, labels: Any) -> np.ndarray:
+    """Tell which images of a batch the model classifies as they are labelled."""
+    return np.asarray(predict(model, xs)[0]) == np.asarray(labels)
+
+
 def flat(images: Any) -> np.ndarray:
     """Return each image of a batch as a row, in float64."""
     images = np.asarray(images, dtype=np.float64)
     return images.reshape(len(images), -1)
+
+
+def distance_to(known: Any) -> Callable[[Any], np.ndarray]:
+    """Return what gives the distance of each image of a batch to the nearest of those known."""
+    near = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(flat(known))
+    return lambda images: near.kneighbors(flat(images))[0][:, 0]
+
+
+def in_float64(model: Any) -> Any:
+    """Return floating-point numbers in float64, and anything else, such as a key, as it is."""
+
+    def widen(leaf: Any) -> Any:
+        floating = jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating)
+        return jnp.asarray(leaf, jnp.float64) if floating else leaf
+
+    return jax.tree.map(widen, model)
 
 
 def norms(vectors: Any) -> np.ndarray:

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import NearestNeighbors
 
 import foliax
 from experiments.harness import command as commands
@@ -33,12 +32,13 @@ from experiments.harness import noise
 from experiments.harness.classifier import Classifier, independent
 from experiments.harness.networks import Loaded
 from experiments.harness.populations import (
-    flat,
+    distance_to,
     norms,
     pick,
     predict,
     quartiles,
     rank_correlation,
+    right,
     status_name,
 )
 from experiments.harness.report import FAILS, HOLDS, IN_PART, percent, section
@@ -124,12 +124,12 @@ def load(command: Command) -> dict[str, Loaded]:
 def drawn(model: Any, data: Any, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw places of pairs of test images, both classified rightly, of two classes."""
     rng = np.random.default_rng(seed)
-    right = np.flatnonzero(np.asarray(predict(model, data.test_x)[0]) == data.test_y)
-    starts = rng.permutation(right)[:pairs]
-    others = [right[data.test_y[right] != data.test_y[start]] for start in starts]
+    known = np.flatnonzero(right(model, data.test_x, data.test_y))
+    starts = rng.permutation(known)[:pairs]
+    others = [known[data.test_y[known] != data.test_y[start]] for start in starts]
     if len(starts) < pairs or not all(map(len, others)):
         raise ValueError(
-            f"pairs must be at most the {len(right)} test images that the network classifies "
+            f"pairs must be at most the {len(known)} test images that the network classifies "
             f"rightly, of two classes at least, got {pairs}"
         )
     return starts, np.array([rng.choice(other) for other in others])
@@ -174,22 +174,17 @@ def told_apart(model: Any, data: Any, starts: Any, found: Any) -> dict[str, floa
     bank = data.take(np.arange(min(_BANK, data.length("train"))), split="train")[0]
     feature = jax.jit(jax.vmap(zoo.penultimate(model)))
 
-    def away(of: Any) -> Any:
-        known = NearestNeighbors(n_neighbors=1).fit(of(bank))
-        return lambda images: known.kneighbors(of(images))[0][:, 0]
-
-    def spectra(images: Any) -> Any:
-        return sweep(foliax.spectrum, model, np.asarray(images), batch=64, block=8)
+    in_pixels, in_features = distance_to(bank), distance_to(feature(jnp.asarray(bank)))
 
     def spectral(images: Any) -> dict[str, Any]:
-        found = spectra(images)
+        found = sweep(foliax.spectrum, model, np.asarray(images), batch=64, block=8)
         first = found.eigenvalues[:, 0] / np.maximum(found.trace, np.finfo(np.float32).tiny)
         return {"trace of G": found.trace, "share of the first eigenvalue": first}
 
     scores = {
         "estimated noise": lambda images: noise.whole_readings(data.to_pixels(images)),
-        "nearest training image, pixels": away(flat),
-        "nearest training image, features": away(lambda images: flat(feature(jnp.asarray(images)))),
+        "nearest training image, pixels": in_pixels,
+        "nearest training image, features": lambda xs: in_features(feature(jnp.asarray(xs))),
     }
     sets = data.test_x[starts], np.asarray(found.point)
     scored = [spectral(images) | {k: of(images) for k, of in scores.items()} for images in sets]
@@ -207,8 +202,8 @@ def radii(model: Any, data: Any, classifier: Classifier, command: Command) -> di
     class, over references of other classes; the second that along the data leaf to another label.
     """
     rng = np.random.default_rng(command.seed + 1)
-    right = np.flatnonzero(np.asarray(predict(model, data.test_x)[0]) == data.test_y)
-    places = rng.permutation(right)[: command.radii]
+    known = np.flatnonzero(right(model, data.test_x, data.test_y))
+    places = rng.permutation(known)[: command.radii]
     references = np.stack([
         data.train_x[rng.choice(np.flatnonzero(data.train_y != label), command.references, False)]
         for label in data.test_y[places]
@@ -310,8 +305,8 @@ def _said(model: Any, data: Any, images: Any, classifier: Classifier) -> list[st
 def draw_classes(network: Loaded, file: Path, *, steps: int) -> None:
     """Draw the grid of all classes: row, what the network says; column, what one sees."""
     model, data = network.model, network.dataset
-    right = np.asarray(predict(model, data.test_x)[0]) == data.test_y
-    first = [np.flatnonzero(right & (data.test_y == c))[:2] for c in range(data.num_classes)]
+    known = right(model, data.test_x, data.test_y)
+    first = [np.flatnonzero(known & (data.test_y == c))[:2] for c in range(data.num_classes)]
     if not all(len(places) == 2 for places in first):
         return  # a network that does not know every class has no such grid
     # A row begins at the first image of its class and goes to the second of each class.

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import jax
 import numpy as np
 import sklearn
 from tqdm import tqdm
@@ -26,7 +25,7 @@ import foliax
 from experiments.harness.command import Network, script
 from experiments.harness.networks import Loaded, papers_network
 from experiments.harness.report import write_numbers
-from experiments.harness.run import keeping_nothing
+from experiments.harness.run import keeping_nothing, sweep
 from experiments.ood import baselines, leaf, measures, tables
 from foliax import zoo
 from foliax.zoo import checkpoints
@@ -186,7 +185,7 @@ def run(config: Config) -> dict[str, Any]:
             bar.set_description(f"epoch {epoch}")
             sets = sets._replace(model=model)
             parts = score(sets, config, bar, milliseconds if epoch == list(found)[-1] else None)
-            traces = np.asarray(_traces(model, sets.images["held"]))
+            traces = sweep(foliax.trace, model, sets.images["held"], progress=False)
             epochs[epoch] = evaluated(parts, config) | {
                 "network": words,
                 "accuracy": zoo.accuracy(model, dataset.test_x, dataset.test_y),
@@ -215,11 +214,6 @@ def _join(result: dict[str, Any], second: dict[str, Any]) -> None:
     for name in result["scores"].keys() & rows.keys():
         result["scores"][name]["held_out"] = rows[name]["held_out"]
     result["held_out"] = second
-
-
-@jax.jit
-def _traces(model: Any, xs: Any) -> jax.Array:
-    return jax.lax.map(lambda x: foliax.trace(model, x), xs)
 
 
 def _training(config: Config, epochs: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 from sklearn.covariance import EmpiricalCovariance
-from sklearn.neighbors import NearestNeighbors
 
+from experiments.harness.populations import distance_to
 from foliax import zoo
 
 NAMES = ("msp", "max_logit", "energy", "odin", "mahalanobis", "knn_features", "knn_pixels")
@@ -51,7 +51,7 @@ def fit(
     means = np.stack([features[labels == label].mean(axis=0) for label in np.unique(labels)])
     centred = features - means[np.searchsorted(np.unique(labels), labels)]
     covariance = EmpiricalCovariance(assume_centered=True).fit(centred)
-    nearest, nearest_pixels = _distance(_unit(features)), _distance(_flat(xs))
+    nearest, nearest_pixels = distance_to(_unit(features)), distance_to(xs)
 
     def mahalanobis(xs: np.ndarray) -> np.ndarray:
         features = outputs(network, xs)
@@ -62,7 +62,7 @@ def fit(
         "odin": lambda xs: {"odin": odin(model, xs, step)},
         "mahalanobis": lambda xs: {"mahalanobis": mahalanobis(xs)},
         "knn_features": lambda xs: {"knn_features": nearest(_unit(outputs(network, xs)))},
-        "knn_pixels": lambda xs: {"knn_pixels": nearest_pixels(_flat(xs))},
+        "knn_pixels": lambda xs: {"knn_pixels": nearest_pixels(xs)},
     }
 
 
@@ -113,16 +113,6 @@ def perturbed(model: Any, xs: Any, step: Any) -> jax.Array:
 
     xs = jnp.asarray(xs)
     return xs + step * jnp.sign(jax.vmap(jax.grad(confidence))(xs))
-
-
-def _distance(points: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what gives the distance to the nearest of the points."""
-    near = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(points)
-    return lambda xs: near.kneighbors(xs)[0][:, 0]
-
-
-def _flat(xs: np.ndarray) -> np.ndarray:
-    return np.asarray(xs).reshape(len(xs), -1)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

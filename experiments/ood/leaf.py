@@ -18,6 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import foliax
 from experiments.harness.run import in_parts
+from experiments.ood.baselines import outputs
 from foliax.apps import ood
 
 AT_X = ("trace", "largest_eigenvalue", "effective_rank")
@@ -56,8 +57,7 @@ def fit(
         return _by_own(model, images, family, points, _options(flow, flow["feet"]))
 
     def predicted(images: np.ndarray) -> Named:
-        labels = np.argmax(np.asarray(_logits(model, images)), axis=1)
-        return by_own(images, "predicted", medoids[labels])
+        return by_own(images, "predicted", medoids[outputs(model, images).argmax(axis=1)])
 
     def nearest(images: np.ndarray) -> Named:
         places = near.kneighbors(images.reshape(len(images), -1))[1][:, 0]
@@ -71,11 +71,6 @@ def fit(
         "predicted": predicted,
         "nearest": nearest,
     }
-
-
-@jax.jit
-def _logits(model: Any, xs: Any) -> jax.Array:
-    return jax.vmap(model)(xs)
 
 
 def _by_all(

@@ -8,13 +8,12 @@ import numpy as np
 from flax import nnx
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
-from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 import foliax
-from experiments.harness.populations import quartiles, rank_correlation
+from experiments.harness.populations import distance_to, quartiles, rank_correlation
 from experiments.harness.run import sweep
 from experiments.ood.baselines import outputs
 from experiments.transfer.sets import OWN, Labelled
@@ -56,8 +55,7 @@ def measure(
 ) -> dict[str, Measured]:
     """Measure every set, its spectra at so many test images at most."""
     known = np.random.default_rng(seed).permutation(len(dataset.train_x))[:_NEIGHBOURS]
-    near = NearestNeighbors(n_neighbors=1, algorithm="brute")
-    near.fit(np.asarray(dataset.train_x[known]).reshape(len(known), -1))
+    near = distance_to(dataset.train_x[known])
     blank = [zoo.penultimate(untrained(model, seed + i)) for i in range(_UNTRAINED)]
     functions = (zoo.penultimate(model), _pixels, *blank)
     found = {}
@@ -76,7 +74,7 @@ def measure(
                 if alike
                 else None,
             },
-            float(np.mean(near.kneighbors(xs.reshape(len(xs), -1))[0])),
+            float(np.mean(near(xs))),
             {
                 "num_train": len(labelled.train_y),
                 "num_test": len(labelled.test_y),

@@ -3,13 +3,14 @@
 All are in the units that the network takes, (pixels − mean) / std with its own constants.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from experiments.attack.baselines import fast_gradient
 from experiments.ood.baselines import outputs
 from foliax import zoo
 from foliax.zoo.data.outliers import resized
@@ -146,18 +147,8 @@ def padded_versions(
 
 @jax.jit
 def _attacked(model: Any, xs: Any, labels: Any, length: Any) -> jax.Array:
-    def odds(x: jax.Array, label: jax.Array) -> jax.Array:
-        # Along its gradient lies that of the cross-entropy, which is rounded to zero where p = 1.
-        logits = model(x)
-        others = jnp.where(jnp.arange(len(logits)) == label, -jnp.inf, logits)
-        return logits[label] - jax.nn.logsumexp(others)
-
-    def one(x: jax.Array, label: jax.Array) -> jax.Array:
-        slope = jax.grad(odds)(x, label)
-        size = jnp.linalg.norm(slope.ravel())
-        return x - length * slope / jnp.where(size > 0, size, 1)
-
-    return jax.vmap(one)(jnp.asarray(xs), jnp.asarray(labels)).astype(xs.dtype)
+    step = partial(fast_gradient, model, budget=length)
+    return jax.vmap(lambda x, label: step(x, label=label))(xs, labels).astype(xs.dtype)
 
 
 def foreign(

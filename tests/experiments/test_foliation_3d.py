@@ -11,6 +11,7 @@ from flax import nnx
 from jax.tree_util import Partial
 from PIL import Image
 
+import foliax
 from experiments import foliation_3d, foliations
 from foliax import zoo
 from foliax.viz.space import Sheet, Space, Strands, space
@@ -47,7 +48,8 @@ def test_a_smooth_network_is_not_involutive(smoke):
 
 def test_a_network_of_flat_pieces_is_involutive():
     model = zoo.MLP((3, 16, 3), rngs=nnx.Rngs(0))
-    found = foliation_3d.involutivity(model, np.random.default_rng(0).normal(size=(20, 3)))
+    xs = np.random.default_rng(0).normal(size=(20, 3))
+    found = foliax.map(foliax.involutivity, model, xs, block=20)
     assert jnp.all(found.outside == 0)
     np.testing.assert_array_equal(found.dimension_with_brackets, found.dimension)
 
