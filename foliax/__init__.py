@@ -49,6 +49,8 @@ from foliax.foliation import frame as frame
 from foliax.foliation import involutivity as involutivity
 from foliax.foliation import project_kernel as project_kernel
 from foliax.foliation import project_leaf as project_leaf
+from foliax.leaf.holonomy import Holonomy as Holonomy
+from foliax.leaf.holonomy import holonomy as holonomy
 from foliax.likelihood import Bernoulli as Bernoulli
 from foliax.likelihood import Categorical as Categorical
 from foliax.likelihood import Gaussian as Gaussian

@@ -107,6 +107,7 @@ CALLS: dict[str, Call] = {
     "project_leaf": lambda m, x: foliax.project_leaf(m, x, V),
     "project_kernel": lambda m, x: foliax.project_kernel(m, x, V),
     "involutivity": foliax.involutivity,
+    "holonomy": lambda m, x: foliax.holonomy(m, x, V, W, 0.1, num_steps=2),
     "walk": lambda m, x: foliax.walk(m, x, Y, **ROWS),
     "walk along the kernel": lambda m, x: foliax.walk(
         m, x, Y, along="kernel", box=foliax.Box(-4.0, 4.0), **ROWS),

@@ -1,10 +1,10 @@
-"""Geodesics of a leaf where rank G = C − 1: great circles of √p, lifted to the leaf.
+"""Horizontal lifts where rank G = C − 1: curves of p, such as great circles, lifted along D.
 
-The circle is known in closed form. What is integrated is only the lift x' = (H J)⁺ d(H log p)/dt,
+The curve is known in closed form. What is integrated is only the lift x' = (H J)⁺ d(H log p)/dt,
 which stays in D, and every step is brought back to the prescribed p.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import diffrax
 import equinox as eqx
@@ -20,7 +20,7 @@ from foliax.flow.flat import Corrected, Flat
 from foliax.flow.level_set import chord_iterations
 from foliax.flow.path import Code, Status, as_status
 from foliax.leaf.image import along, flat_logits
-from foliax.leaf.sphere import Circle, chord_offsets
+from foliax.leaf.sphere import Circle
 from foliax.likelihood import Categorical, contrast_change, included, is_valid
 
 _CATEGORICAL = Categorical()
@@ -59,10 +59,18 @@ class Geodesic(NamedTuple):
     status: Status
 
 
-class _Scene(Flat):
-    """Arguments of the lift: model, circle, and the logits at the start."""
+class Curve(Protocol):
+    """A curve of p, by the logits; τ runs from 0 to 1."""
 
-    circle: Circle
+    def offsets(self, tau: Float[Array, ""]) -> Float[Array, " c"]:
+        """Return the logits at τ less those where the lift begins, up to a common constant."""
+        ...
+
+
+class LiftScene(Flat):
+    """Arguments of the lift: model, curve, and the logits at the start."""
+
+    curve: Any  # a Curve
     start_logits: Array
     num_steps: int = eqx.field(static=True)
 
@@ -72,8 +80,8 @@ class _Scene(Flat):
         return logits, RowSpace.of(k).through(k)
 
     def prescribed(self, step: Any) -> Float[Array, " k"]:
-        """Return the change of contrasts of log p that the circle prescribes after the steps."""
-        offsets = chord_offsets(self.circle, step / self.num_steps)
+        """Return the change of contrasts of log p that the curve prescribes after the steps."""
+        offsets = self.curve.offsets(step / self.num_steps)
         return dot(_CATEGORICAL.contrasts(self.start_logits), offsets)
 
     def defect(self, x: Float[Array, " n"], step: Any) -> Float[Array, " k"]:
@@ -95,7 +103,9 @@ class _Scene(Flat):
         return jnp.sum(space.mask, dtype=jnp.int32) == dimension
 
 
-class _State(NamedTuple):
+class LiftState(NamedTuple):
+    """A flat point, how far its contrasts are from those prescribed, and 1 once it is lost."""
+
     x: Array
     defect: Array
     lost: Array
@@ -106,14 +116,14 @@ def _least_norm(space: RowSpace, c: Float[Array, " k"]) -> Float[Array, " n"]:
     return least_norm(space.basis, dot(space.inverse, c))
 
 
-def _lift_field(step: Any, state: _State, scene: _Scene) -> _State:
+def _lift_field(step: Any, state: LiftState, scene: LiftScene) -> LiftState:
     _, space = scene.space(state.x)
     velocity = along(scene.prescribed, jnp.asarray(step, state.x.dtype), jnp.ones_like(state.lost))
     zero = jnp.zeros_like(state.lost)
-    return _State(_least_norm(space, velocity), zero, zero)
+    return LiftState(_least_norm(space, velocity), zero, zero)
 
 
-def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
+def _back(scene: LiftScene, step: Any, before: LiftState, after: LiftState) -> LiftState:
     """Return the end of a step, corrected by chord iterations, or undone if they diverge."""
     _, space = scene.space(after.x)
     best, least = chord_iterations(
@@ -125,7 +135,7 @@ def _back(scene: _Scene, step: Any, before: _State, after: _State) -> _State:
     )
     found = scene.full_rank(space) & jnp.all(jnp.isfinite(best)) & (least <= _LOST)
     lost = jnp.where(found, 0, 1).astype(before.lost.dtype)
-    return _State(jnp.where(found, best, before.x), jnp.where(found, least, before.defect), lost)
+    return LiftState(jnp.where(found, best, before.x), jnp.where(found, least, before.defect), lost)
 
 
 def lifted(
@@ -133,14 +143,12 @@ def lifted(
 ) -> Geodesic:
     """Return the horizontal lift of an arc of a great circle, with `done` for its status."""
     logits, dtype = flat_logits(model, x)(x.ravel()), circle.change.dtype
-    scene = _Scene(model, x.shape, x.dtype, circle, logits.astype(dtype), num_steps)
+    scene = LiftScene(model, x.shape, x.dtype, circle, logits.astype(dtype), num_steps)
     flat = x.ravel().astype(dtype)
     _, space = scene.space(flat)
     zero = jnp.zeros((), dtype)
     begun = jnp.where(scene.full_rank(space), zero, 1)
-    states, steps = run(
-        _lift_field, Corrected(solver, _back), _State(flat, zero, begun), scene, num_steps, _is_lost
-    )
+    states, steps = run_lift(LiftState(flat, zero, begun), scene, solver)
     rows = jnp.arange(num_steps + 1, dtype=dtype) / num_steps
     rate = along(scene.prescribed, zero, jnp.ones_like(zero)) * num_steps
     # Of the lift, dx/dτ; dt/dτ at the start turns it into the velocity.
@@ -155,7 +163,13 @@ def lifted(
     )  # fmt: skip
 
 
-def _is_lost(t: Any, y: _State, args: Any, **kwargs: Any) -> Array:
+def run_lift(start: LiftState, scene: LiftScene, solver: Any) -> tuple[LiftState, Array]:
+    """Integrate the lift of a curve, each step brought back to the prescribed p."""
+    corrected = Corrected(solver, _back)
+    return run(_lift_field, corrected, start, scene, scene.num_steps, _is_lost)
+
+
+def _is_lost(t: Any, y: LiftState, args: Any, **kwargs: Any) -> Array:
     del t, args, kwargs
     return y.lost > 0
 

@@ -42,6 +42,15 @@ class Circle(eqx.Module):
         """Return the time t at the parameter τ in [0, 1] whose equal steps change logits evenly."""
         return self.reach * _warp(tau, self._spread)
 
+    def offsets(self, tau: Float[Array, ""]) -> Float[Array, " c"]:
+        """Return log p_t − log p at the parameter τ of the arc."""
+        t, rest = (_warp(s, self._spread) for s in (tau, 1 - tau))
+        angle = jnp.maximum(self.angle, 1e-12)  # below, sin(tα) / sin α = t to rounding
+        first, last = jnp.sin(rest * angle) / jnp.sin(angle), jnp.sin(t * angle) / jnp.sin(angle)
+        most = jnp.maximum(self.change / 2, 0)
+        inside = first * jnp.exp(-most) + last * jnp.exp(self.change / 2 - most)
+        return 2 * (jnp.log(inside) + most)
+
     @property
     def _spread(self) -> Float[Array, ""]:
         return jnp.clip(jnp.max(jnp.abs(self.change)) / 2, 1e-3, 80)  # sinh of 80 is a float32
@@ -94,16 +103,6 @@ def separation(
     difference = jnp.where(both, jnp.sign(d) * -jnp.expm1(-jnp.abs(d) / 2), jnp.sign(log_q - log_p))
     difference = greater * jnp.where(greater > 0, difference, 0)  # excluded from both: no change
     return d, difference, 2 * jnp.arcsin(jnp.minimum(norm(difference) / 2, jnp.sqrt(0.5)))
-
-
-def chord_offsets(circle: Circle, tau: Float[Array, ""]) -> Float[Array, " c"]:
-    """Return log p_t − log p at the parameter τ of the arc."""
-    t, rest = (_warp(s, circle._spread) for s in (tau, 1 - tau))
-    angle = jnp.maximum(circle.angle, 1e-12)  # below, sin(tα) / sin α = t to rounding
-    first, last = jnp.sin(rest * angle) / jnp.sin(angle), jnp.sin(t * angle) / jnp.sin(angle)
-    most = jnp.maximum(circle.change / 2, 0)
-    inside = first * jnp.exp(-most) + last * jnp.exp(circle.change / 2 - most)
-    return 2 * (jnp.log(inside) + most)
 
 
 def _warp(tau: Float[Array, "..."], spread: Float[Array, ""]) -> Float[Array, "..."]:
