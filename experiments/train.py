@@ -51,7 +51,7 @@ class Config(command.Run):
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] | None = None
     # How the rate changes.
     schedule: Literal["constant", "cosine", "warmup-cosine", "step"] | None = None
-    activation: Literal["relu", "gelu", "sigmoid"] = "relu"  # Activation of the network
+    activation: Literal["relu", "gelu", "sigmoid", "softplus"] = "relu"  # Activation of the network
     hidden: tuple[int, ...] = (48,)  # Widths of the hidden layers of "mlp"
     track_per_epoch: int | None = None  # How often in an epoch trace and rank are measured
     reference_size: int = 1000  # On how many training images

@@ -24,6 +24,7 @@ ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": jax.nn.relu,
     "gelu": partial(jax.nn.gelu, approximate=False),  # JAX's own default is the tanh formula
     "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
 }
 
 BATCH_AXIS: Final = "batch"  # the name of the vmap axis that batch statistics are taken over
@@ -89,7 +90,7 @@ class MLP(nnx.Module):
 
     Args:
         sizes: Width of the input, of each hidden layer, and the number of classes.
-        activation: "relu", "gelu" (the exact one) or "sigmoid".
+        activation: "relu", "gelu" (the exact one), "sigmoid" or "softplus".
         rngs: Where the weights are drawn from, as `nnx.Rngs(0)`.
 
     Raises:
@@ -150,7 +151,7 @@ class CNN(nnx.Module):
         hidden: Widths of the hidden dense layers.
         padding: Zeros around an image before a convolution: 0, or 1 to keep its size.
         batch_norm: Whether a batch normalisation follows each convolution.
-        activation: "relu", "gelu" (the exact one) or "sigmoid".
+        activation: "relu", "gelu" (the exact one), "sigmoid" or "softplus".
         pool: "max" or "average".
         rngs: Where the weights are drawn from, as `nnx.Rngs(0)`.
 
