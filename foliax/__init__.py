@@ -18,9 +18,11 @@ from foliax._backend.rewrite import with_options as with_options
 from foliax.adapt import adapt as adapt
 from foliax.batch.map import map as map
 from foliax.batch.sweep import sweep as sweep
+from foliax.data_matrix import Average as Average
 from foliax.data_matrix import Eigen as Eigen
 from foliax.data_matrix import Estimate as Estimate
 from foliax.data_matrix import Spectrum as Spectrum
+from foliax.data_matrix import average as average
 from foliax.data_matrix import eigh as eigh
 from foliax.data_matrix import factor as factor
 from foliax.data_matrix import kl as kl

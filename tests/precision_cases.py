@@ -106,6 +106,7 @@ CALLS: dict[str, Call] = {
     "dimension": foliax.dimension,
     "project_leaf": lambda m, x: foliax.project_leaf(m, x, V),
     "project_kernel": lambda m, x: foliax.project_kernel(m, x, V),
+    "average": lambda m, x: foliax.average(m, jnp.stack([x, x + 1]), 2),
     "involutivity": foliax.involutivity,
     "holonomy": lambda m, x: foliax.holonomy(m, x, V, W, 0.1, num_steps=2),
     "walk": lambda m, x: foliax.walk(m, x, Y, **ROWS),

@@ -3,6 +3,7 @@
 from foliax._linalg.rank import count_rank as count_rank
 from foliax._linalg.rank import default_rtol as default_rtol
 from foliax._linalg.rank import singular_values as singular_values
+from foliax.data_matrix.average import Average, average
 from foliax.data_matrix.estimate import Estimate, trace_estimate
 from foliax.data_matrix.matrix import (
     Eigen,
@@ -20,9 +21,11 @@ from foliax.data_matrix.matrix import (
 )
 
 __all__ = [
+    "Average",
     "Eigen",
     "Estimate",
     "Spectrum",
+    "average",
     "eigh",
     "factor",
     "kl",
