@@ -13,7 +13,7 @@ import tyro
 from experiments.harness.networks import Loaded, load
 from experiments.harness.own import data_of
 from experiments.harness.report import write_json, write_results
-from experiments.harness.run import running
+from experiments.harness.run import keep_programs, running
 from foliax import zoo
 
 SCHEMES = (
@@ -155,6 +155,7 @@ def script(
     hosts: bool = False,
 ) -> None:
     """Run a script from the command line, in its output folder: out/NAME where none is named."""
+    keep_programs()
     options = tyro.cli(
         kind, prog=f"python -m experiments.{name}", description=description,
         default=kind(out=Path("out") / name),

@@ -28,6 +28,7 @@ from foliax.batch.folders import Busy, alone
 
 _MESH: ContextVar[Any] = ContextVar("mesh", default=None)
 _PARTS: ContextVar[Path | None] = ContextVar("parts", default=None)  # the folder they are kept in
+_PROGRAMS = 2**30  # bytes of compiled programs that are kept at most
 _ROWS_AT_ONCE = 8  # rows of a population on a CPU device, between two writes to the disk
 
 
@@ -69,6 +70,23 @@ def running(
         if not there and out.is_dir() and {file.name for file in out.iterdir()} <= {".lock"}:
             shutil.rmtree(out)  # nothing was written
         raise SystemExit(f"{name}: {error}") from error
+
+
+def keep_programs() -> None:
+    """Keep what scripts compile in the user's cache folder, for the next run of any of them.
+
+    A JAX that was given a folder keeps to it, and JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    Two runs at once are safe: a program that is half written is compiled again, with a warning.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir", None):
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "foliax" / "programs"
+    kept = list(folder.glob("*"))
+    if sum(file.stat().st_size for file in kept if file.is_file()) > _PROGRAMS:
+        shutil.rmtree(folder, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class Stages:

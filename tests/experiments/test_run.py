@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import foliax
+from experiments.harness import run
 from experiments.harness.run import in_parts, keeping_nothing, mesh, running
 from foliax import zoo
 from foliax.apps import generate
@@ -130,3 +131,24 @@ def test_motions_run_in_parts():
     found, whole = in_parts(fn, model, xs, targets), fn(model, xs, targets)
     np.testing.assert_allclose(found.end, whole.end, atol=1e-6)
     assert np.all(found.status == whole.status)
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_and_pruned(tmp_path, monkeypatch):
+    folder = tmp_path / "foliax" / "programs"
+    folder.mkdir(parents=True)
+    (folder / "old").write_bytes(b"12")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(run, "_PROGRAMS", 1)
+    before = jax.config.jax_compilation_cache_dir
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        run.keep_programs()
+        assert jax.config.jax_compilation_cache_dir == str(folder)
+        assert not folder.exists()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+        run.keep_programs()
+        assert jax.config.jax_compilation_cache_dir == str(folder)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
