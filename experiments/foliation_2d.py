@@ -52,9 +52,7 @@ def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return 300 points of the plane and their classes."""
     rng = np.random.default_rng(seed)
     if name == "xor":
-        corners = rng.integers(0, 2, (300, 2))
-        xs = 2.0 * corners - 1 + 0.35 * rng.normal(size=(300, 2))
-        return xs.astype(np.float32), corners.sum(axis=1) % 2
+        return foliations.corners(rng, 300, axes=2, spread=0.35)
     ys = rng.integers(0, 3, 300)
     angle, radius = rng.uniform(0, 2 * np.pi, 300), 0.35 + 0.65 * ys + 0.12 * rng.normal(size=300)
     xs = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)

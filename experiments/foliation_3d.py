@@ -76,9 +76,7 @@ def sample(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return 450 points of space and their classes."""
     rng = np.random.default_rng(seed)
     if name == "xor":
-        corners = rng.integers(0, 2, (450, 3))
-        xs = 2.0 * corners - 1 + 0.3 * rng.normal(size=(450, 3))
-        return xs.astype(np.float32), corners.sum(axis=1) % 2
+        return foliations.corners(rng, 450, axes=3, spread=0.3)
     ys = np.arange(450) % 3
     angle, radius = rng.uniform(0, 2 * np.pi, 450), np.array([0.5, 1.1, 1.7])[ys]
     height = np.array([-0.9, 0.9, -0.9])[ys]

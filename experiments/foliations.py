@@ -37,6 +37,15 @@ class Config(Run):
         return 300 if self.quick else 600
 
 
+def corners(
+    rng: np.random.Generator, num: int, axes: int, spread: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return points about the corners of a cube, and the parity of each corner."""
+    signs = rng.integers(0, 2, (num, axes))
+    xs = 2.0 * signs - 1 + spread * rng.normal(size=(num, axes))
+    return xs.astype(np.float32), signs.sum(axis=1) % 2
+
+
 def train(model: Any, xs: Any, ys: Any, epochs: int) -> tuple[Any, float]:
     """Return the network after so many full-batch steps of Adam, and its accuracy."""
     optimizer = optax.adam(0.02)

@@ -1,6 +1,8 @@
 """Problem models for the geometry, each a pytree from one input to C logits."""
 
 import functools
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -126,6 +128,24 @@ def central_difference(f, x, direction, step=1e-5):
         return f(jax.tree.map(lambda a, b: a + t * step * b, x, direction))
 
     return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
+
+
+def loaded_by(code):
+    """Return the names of all packages that a new process has loaded once it has run the code."""
+    names = "print(*{name.partition('.')[0] for name in sys.modules}, sep=chr(10))"
+    words = [sys.executable, "-c", f"import sys; {code}; {names}"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def counted(function):
+    """Return the function, and a list that grows whenever it is traced."""
+    traces = []
+
+    def counting(*args):
+        traces.append(None)
+        return function(*args)
+
+    return counting, traces
 
 
 @functools.cache

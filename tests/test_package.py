@@ -2,9 +2,6 @@
 
 import importlib.metadata
 import inspect
-import json
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import jaxtyping
@@ -13,6 +10,7 @@ import pytest
 import foliax
 from foliax._core.jacobian import pull_rows
 from foliax._linalg.row_space import RowSpace
+from tests.cases import loaded_by
 
 HEAVY = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "sklearn",
          "skimage", "torch", "tyro")  # fmt: skip
@@ -23,17 +21,8 @@ PUBLIC = sorted(
 )
 
 
-def in_a_fresh_process(script):
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
-
-
 def test_an_import_loads_no_heavy_package():
-    loaded = in_a_fresh_process(
-        "import foliax, json, sys; print(json.dumps([m.split('.')[0] for m in sys.modules]))"
-    )
+    loaded = loaded_by("import foliax")
     assert "diffrax" in loaded  # the process did import
     assert not set(loaded) & set(HEAVY)
 

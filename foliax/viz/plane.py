@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from foliax.viz.style import INK, PALETTE, PAPER, SOFT, in_rows
+from foliax.viz.style import INK, PALETTE, PAPER, SOFT, in_rows, legend
 
 __all__ = ["Family", "Plane", "plane", "tinted"]
 
@@ -151,11 +151,7 @@ def _draw_row(drawn: Figure, panels: Sequence[Plane], base: float) -> None:
         label = next(p.field_label for p in panels if np.ndim(p.field) == 2)
         bar = drawn.colorbar(image, cax=drawn.add_axes(at), label=label)
         bar.outline.set_visible(False)
-    if handles:
-        drawn.legend(
-            list(handles.values()), list(handles), loc="upper left", ncols=len(handles),
-            bbox_to_anchor=(0.2 / width, (base - 0.06) / height), fontsize=8.5,
-        )  # fmt: skip
+    legend(drawn, handles, base - 0.06)
 
 
 def _draw_panel(axes: Axes, panel: Plane, limits: Any, handles: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from foliax.viz.style import INK, PALETTE, PAPER, SOFT, in_rows
+from foliax.viz.style import INK, PALETTE, PAPER, SOFT, in_rows, legend
 
 __all__ = ["Sheet", "Space", "Strands", "space"]
 
@@ -177,12 +177,7 @@ def _draw_row(drawn: Figure, panels: Sequence[Space], base: float, view: "_View"
         )
         label = next(panel.field_label for panel in panels if _values(panel))
         drawn.colorbar(amounts, cax=bar, label=label).outline.set_visible(False)
-    noted = any(panel.note for panel in panels)
-    if handles:
-        drawn.legend(
-            list(handles.values()), list(handles), loc="upper left", ncols=len(handles),
-            bbox_to_anchor=(0.2 / width, (base - (0.28 if noted else 0.06)) / height), fontsize=8.5,
-        )  # fmt: skip
+    legend(drawn, handles, base - (0.28 if any(panel.note for panel in panels) else 0.06))
 
 
 # --- projection --------------------------------------------------------------------------------

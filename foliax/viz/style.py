@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,16 @@ def in_rows(
             base = height - top - (row + 1) * (side + below) + below
             draw_row(drawn, panels[row * columns : (row + 1) * columns], base)
     return Path(path)
+
+
+def legend(drawn: Figure, handles: Mapping[str, Any], top: float) -> None:
+    """Draw a legend in one line, if it has entries: its upper edge so many inches up."""
+    width, height = drawn.get_size_inches()
+    if handles:
+        drawn.legend(
+            list(handles.values()), list(handles), loc="upper left", ncols=len(handles),
+            bbox_to_anchor=(0.2 / width, top / height), fontsize=8.5,
+        )  # fmt: skip
 
 
 def written(path: str | os.PathLike, save: Callable[[Any], None]) -> Path:

@@ -44,6 +44,12 @@ def agrees(samples, expected, *, bias=0.0):
 # --- Brownian motion ---
 
 
+def many(model, x, seed, num, **options):
+    """Return so many motions from one point."""
+    keys = jax.random.split(jax.random.key(seed), num)
+    return foliax.map(diffuse, model, jnp.tile(x, (num, 1)), keys, block=num, **options)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_on_a_plane_the_motion_stays_in_it_and_above_the_threshold(dtype):
     model, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (PLANE, X))
@@ -64,20 +70,8 @@ def test_on_a_plane_the_motion_stays_in_it_and_above_the_threshold(dtype):
 
 @pytest.mark.parametrize(("along", "dimension"), [("leaf", 2), ("kernel", 4)])
 def test_without_a_threshold_it_is_brownian_motion(along, dimension):
-    keys = jax.random.split(jax.random.key(1), 1000)
-    xs = jnp.tile(X, (1000, 1))
-    found = foliax.map(
-        diffuse,
-        PLANE,
-        xs,
-        keys,
-        time=0.7,
-        along=along,
-        threshold=0.0,
-        num_steps=20,
-        save_every=20,
-        block=1000,
-    )
+    options = {"along": along, "threshold": 0.0, "num_steps": 20, "save_every": 20}
+    found = many(PLANE, X, 1, 1000, time=0.7, **options)
     assert not found.refused.any()
     agrees(found.distance[:, -1] ** 2, dimension * 0.7)
 
@@ -85,17 +79,7 @@ def test_without_a_threshold_it_is_brownian_motion(along, dimension):
 def test_the_kernel_motion_is_right_on_a_sphere():
     model = Partial(lambda x: jnp.stack([jnp.sum(x**2), 0 * x[0]]))
     x, time = jnp.array([1.0, 0.0, 0.0]), 0.8
-    keys = jax.random.split(jax.random.key(2), 1000)
-    found = foliax.map(
-        diffuse,
-        model,
-        jnp.tile(x, (1000, 1)),
-        keys,
-        time=time,
-        along="kernel",
-        num_steps=60,
-        block=1000,
-    )
+    found = many(model, x, 2, 1000, time=time, along="kernel", num_steps=60)
     np.testing.assert_allclose(jnp.linalg.norm(found.end, axis=1), 1, rtol=1e-4)
     agrees(jnp.sum((found.end - x) ** 2, axis=1), 2 * (1 - np.exp(-time)), bias=0.03)
 
@@ -104,17 +88,7 @@ def test_heun_takes_the_noise_as_stratonovich_does():
     """On the leaf of x + y²/2, a curve y = y0 eˢ, x = s, in the arc length of the plane."""
     model = Partial(lambda x: jnp.stack([x[0] + x[1] ** 2 / 2, 0 * x[0]]))
     x, time = jnp.array([0.0, 1.0]), 0.3
-    keys = jax.random.split(jax.random.key(3), 1500)
-    found = foliax.map(
-        diffuse,
-        model,
-        jnp.tile(x, (1500, 1)),
-        keys,
-        time=time,
-        threshold=0.0,
-        num_steps=40,
-        block=1500,
-    )
+    found = many(model, x, 3, 1500, time=time, threshold=0.0, num_steps=40)
     np.testing.assert_allclose(found.end[:, 1], jnp.exp(found.end[:, 0]), rtol=2e-2)
     sample = partial(foliax.brownian, model, x, time=time, num_steps=40, save_every=40)
     other = jax.vmap(lambda key: sample(key).end)(jax.random.split(jax.random.key(4), 1500))
@@ -127,11 +101,7 @@ def test_in_the_long_run_the_allowed_part_is_visited_evenly():
     x, threshold = jnp.array([0.2]), 0.5
     # p_0 = 1 / (1 + 2 cosh(x) / e): at the threshold cosh(x) = e / 2.
     edge = np.arccosh(np.e / 2)
-    keys = jax.random.split(jax.random.key(5), 1500)
-    found = foliax.map(
-        diffuse, Partial(off_center), jnp.tile(x, (1500, 1)), keys, time=3.0, threshold=threshold,
-        num_steps=300, block=1500,
-    )  # fmt: skip
+    found = many(Partial(off_center), x, 5, 1500, time=3.0, threshold=threshold, num_steps=300)
     assert float(jnp.abs(found.points).max()) <= edge + 1e-9
     agrees(found.end[:, 0], 0.0)
     agrees(found.end[:, 0] ** 2, edge**2 / 3)

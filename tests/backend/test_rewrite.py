@@ -14,7 +14,7 @@ import foliax
 from foliax import with_options
 from foliax._backend.fast import conv, window_max
 from foliax._backend.rewrite import differentiable
-from tests.cases import random_like
+from tests.cases import counted, random_like
 
 SHAPE = (9, 9, 2)
 X = jax.random.normal(jax.random.key(0), SHAPE)
@@ -200,12 +200,7 @@ def test_a_custom_derivative_and_a_loop_survive():
 
 def test_transformations_meet_the_rewritten_model():
     """Under vmap and jit, with the weights an argument, it is traced once."""
-    traces = []
-
-    def network(weights, x):
-        traces.append(None)
-        return head(pooled(convolved(x[None], kernel=weights)))
-
+    network, traces = counted(lambda weights, x: head(pooled(convolved(x[None], kernel=weights))))
     traced = jax.jit(jax.vmap(foliax.trace, (None, 0)))
     xs = jnp.stack([X, X + 0.1])
     first = traced(Partial(network, kernel_of(3, 3, 2, 5)), xs)

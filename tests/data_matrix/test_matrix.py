@@ -17,6 +17,7 @@ from tests.cases import (
     NAMES,
     SATURATED,
     central_difference,
+    counted,
     definition_matrix,
     directions,
     layer,
@@ -309,11 +310,7 @@ WITH_OPTIONS_AND_VECTOR = {
 
 
 def test_compiles_once_and_maps_over_a_batch():
-    traces = []
-
-    def counting(params, x):
-        traces.append(None)
-        return tanh_mlp(params, x)
+    counting, traces = counted(tanh_mlp)
 
     @jax.jit
     def single(model, x, v):

@@ -1,8 +1,8 @@
 """Attacks are counted, drawn and written; a penalty on the trace is trained beside none."""
 
 import json
+from functools import partial
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,14 +14,12 @@ from foliax import zoo
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Return the folder of a small run, in float32 as users run it, and its results."""
-    out = tmp_path_factory.mktemp("attack")
-    command = attack.Command(
-        pairs=20, penalties=(1.0,), hidden=16, epochs=2, rate=3e-3, steps=4, out=out
-    )
-    with jax.enable_x64(False):
-        found = perform(command, attack.measure_command, title="attack")
+def smoke(run_small):
+    """Return the folder of a small run, and its results."""
+    out, found = run_small(
+        partial(perform, measure=attack.measure_command, title="attack"), attack.Command,
+        pairs=20, penalties=(1.0,), hidden=16, epochs=2, rate=3e-3, steps=4,
+    )  # fmt: skip
     return out, found["claims"]
 
 

@@ -1,6 +1,7 @@
 """Curvature is told with its numbers, and beside what is cheaper."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,12 +15,10 @@ from foliax import zoo
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Return the folder of a small run, in float32 as users run it, and its results."""
-    out = tmp_path_factory.mktemp("curvature")
-    command = curvature.Command(pairs=16, hidden=12, epochs=2, steps=20, out=out)
-    with jax.enable_x64(False):
-        found = perform(command, curvature.measure_command, title="curvature")
+def smoke(run_small):
+    """Return the folder of a small run, and its results."""
+    run = partial(perform, measure=curvature.measure_command, title="curvature")
+    out, found = run_small(run, curvature.Command, pairs=16, hidden=12, epochs=2, steps=20)
     return out, found["claims"]
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,12 +11,9 @@ from experiments.drift import TSIT5
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Return the output folder of a small run, in float32 as users run it, and its results."""
-    out = tmp_path_factory.mktemp("drift")
-    config = drift.Config(out=out, images=2, steps=60, quick=True)
-    with jax.enable_x64(False):
-        return out, drift.run(config)
+def smoke(run_small):
+    """Return the folder of a small run, and its results."""
+    return run_small(drift.run, drift.Config, images=2, steps=60, quick=True)
 
 
 @pytest.mark.slow

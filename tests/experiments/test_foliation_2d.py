@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,12 +12,9 @@ from foliax.viz.plane import Family, Plane, plane, tinted
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Return the output folder of a small run, and its results."""
-    out = tmp_path_factory.mktemp("foliation_2d")
-    with jax.enable_x64(False):
-        config = foliation_2d.Config(out=out, activations=("gelu",), quick=True)
-        return out, foliation_2d.run(config)
+def smoke(run_small):
+    """Return the folder of a small run, and its results."""
+    return run_small(foliation_2d.run, foliation_2d.Config, activations=("gelu",), quick=True)
 
 
 @pytest.mark.slow

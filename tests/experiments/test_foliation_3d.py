@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,12 +18,9 @@ from foliax.viz.spacing import lattice
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Return the output folder of a small run, and its results."""
-    out = tmp_path_factory.mktemp("foliation_3d")
-    with jax.enable_x64(False):
-        config = foliation_3d.Config(out=out, activations=("gelu",), quick=True)
-        return out, foliation_3d.run(config)
+def smoke(run_small):
+    """Return the folder of a small run, and its results."""
+    return run_small(foliation_3d.run, foliation_3d.Config, activations=("gelu",), quick=True)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,11 +9,9 @@ from experiments import natural_gradient as ng
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Return the folder and the results of a smoke run, in float32 as users run it."""
-    out = tmp_path_factory.mktemp("natural_gradient")
-    with jax.enable_x64(False):
-        return out, ng.run(ng.Config(out=out, quick=True))
+def smoke(run_small):
+    """Return the folder of a small run, and its results."""
+    return run_small(ng.run, ng.Config, quick=True)
 
 
 def test_everything_promised_is_written(smoke):

@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 
 import foliax
 from foliax import fisher
-from tests.cases import CASES, SATURATED, layer, random_like, tanh_mlp
+from tests.cases import CASES, SATURATED, counted, layer, random_like, tanh_mlp
 from tests.tolerance import assert_close
 
 SMOOTH = ("tanh", "two_classes", "image")
@@ -403,11 +403,7 @@ def test_natural_gradient_in_an_nnx_optimizer():
 
 
 def test_new_weights_inputs_and_damping_do_not_compile():
-    traces = []
-
-    def counting(params, x):
-        traces.append(None)
-        return tanh_mlp(params, x)
+    counting, traces = counted(tanh_mlp)
 
     @jax.jit
     def everything(model, xs, b, damping):
