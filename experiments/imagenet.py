@@ -40,6 +40,8 @@ _SPECTRA = (
     "in float32: the cliff stands where the active pooled features end, and what follows it is "
     "rounding."
 )
+_DRAWN = 8  # eigenvectors
+_CHUNK = 27  # reverse passes at once: a divisor of 999 spares a second program
 _LEFT_OUT = "The exact spectrum was left out"
 
 
@@ -52,9 +54,7 @@ class Config(Run):
     samples: int = 0  # In their place so many of 20 test images of ImageNet, with their labels
     exact: int = 4  # On how many the exact spectrum is made; elsewhere `foliax.trace` is used
     num_eigenvalues: int = 50  # Leading eigenpairs by Lanczos
-    num_vectors: int = 8  # How many of the eigenvectors are drawn
     num_samples: int = 64  # Random signs of the trace estimate
-    chunk: int = 27  # Reverse passes at once; a divisor of 999 spares a second program
 
 
 def photograph(name: str, side: int) -> np.ndarray:
@@ -110,9 +110,7 @@ def measure(
     model: EfficientNetLite, x: Any, key: Any, config: Config, *, exact: bool
 ) -> tuple[dict[str, Any], foliax.Eigen, np.ndarray | None]:
     """Return the numbers of a photograph, its leading eigenpairs, and all eigenvalues."""
-    estimate = foliax.trace_estimate(
-        model, x, key, num_samples=config.num_samples, chunk=config.chunk
-    )
+    estimate = foliax.trace_estimate(model, x, key, num_samples=config.num_samples, chunk=_CHUNK)
     pairs = foliax.eigh(model, x, config.num_eigenvalues, method="lanczos")
     numbers: dict[str, Any] = {
         "estimate": {"value": estimate.value, "standard_error": estimate.standard_error},
@@ -122,7 +120,7 @@ def measure(
     }
     values = trace = None
     if exact and not config.quick:
-        found = foliax.spectrum(model, x, chunk=config.chunk)
+        found = foliax.spectrum(model, x, chunk=_CHUNK)
         trace, values = found.trace, np.asarray(found.eigenvalues)
         off = np.abs(values[: len(pairs.values)] - pairs.values).max() / values[0]
         numbers |= {
@@ -132,7 +130,7 @@ def measure(
             "lanczos": {"values_off": off, "residual": _residual(model, x, pairs)},
         }
     elif not config.quick:
-        trace = foliax.trace(model, x, chunk=config.chunk)
+        trace = foliax.trace(model, x, chunk=_CHUNK)
     if trace is not None:
         numbers |= {"trace": trace, "captured": jnp.sum(pairs.values) / trace}
         numbers["estimate"]["errors_off"] = (estimate.value - trace) / estimate.standard_error
@@ -303,7 +301,7 @@ def draw(config: Config, pixels: Any, pairs: Any, spectra: Mapping[str, np.ndarr
     """Draw the photographs with their leading eigenvectors, and the spectra."""
     images, captions = [], []
     for who, image in pixels.items():
-        leading = list(zip(*pairs[who], strict=True))[: config.num_vectors]
+        leading = list(zip(*pairs[who], strict=True))[:_DRAWN]
         images += [image, *(_picture(vector) for _, vector in leading)]
         captions += ["photograph", *(f"λ{k} = {v:.3g}" for k, (v, _) in enumerate(leading, 1))]
     title = "Leading eigenvectors of G: what the network would notice first"

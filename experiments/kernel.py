@@ -25,6 +25,8 @@ from experiments.harness.study import SCHEMES, Sizes, Study
 from foliax import viz
 
 _SHOWN_LABEL = 2  # the strip shows the first image with this predicted label, as the slides do
+_SHOWN = 9  # pictures of the strip: with 1000 steps, one every 125
+_QUICK = 250  # steps of a quick look
 _CONSERVED = 1e-3  # largest change of a probability that still counts as none
 
 
@@ -54,9 +56,10 @@ def _measure(study: Study, path: Any) -> dict[str, Any]:
     }
 
 
-def run(study: Study, out: Path, *, show_every: int = 125) -> dict[str, Any]:
+def run(study: Study, out: Path) -> dict[str, Any]:
     """Drift a population along the kernel, draw the strip of the slides; return the section."""
-    rows = strip_rows(study.sizes, show_every)
+    last = study.sizes.drift_steps // study.sizes.save_every
+    rows = np.unique(np.linspace(0, last, _SHOWN).astype(int))
     paths, names = study.drifted(), study.dataset.class_names
     labels = np.asarray(predict(study.model, study.origins())[0])
     shown = int(np.argmax(labels == _SHOWN_LABEL))  # the first image, where none has it
@@ -90,15 +93,6 @@ def run(study: Study, out: Path, *, show_every: int = 125) -> dict[str, Any]:
         columns=("", *SCHEMES),
         rows=rows_of(SCHEMES, _ROWS),
     )
-
-
-def strip_rows(sizes: Sizes, show_every: int) -> np.ndarray:
-    """Return the rows of a path that the strip shows."""
-    if show_every % sizes.save_every:
-        raise ValueError(
-            f"show_every must be a multiple of save_every = {sizes.save_every}, got {show_every}"
-        )
-    return np.arange(0, 1 + sizes.drift_steps // sizes.save_every, show_every // sizes.save_every)
 
 
 def _strip(path: Any, rows: np.ndarray) -> dict[str, Any]:
@@ -169,21 +163,19 @@ class Command(command.Command):
     steps: int = 1000  # Steps; the slides take 1000
     step: float = 0.1  # Length of a step, normalised units
     save_every: int = 5  # Steps between the points kept
-    show_every: int = 125  # Steps between the pictures of the strip; a multiple of `save_every`
 
 
 def measure_command(options: Command) -> command.Found:
     """Drift the images of a command."""
-    steps = min(options.steps, 2 * options.show_every) if options.quick else options.steps
+    steps = min(options.steps, _QUICK) if options.quick else options.steps
     sizes = Sizes(
         pairs=options.pairs, step=options.step, steps=steps, drift_steps=steps, noise_steps=0,
         save_every=options.save_every, seed=options.seed,
     )  # fmt: skip
-    strip_rows(sizes, options.show_every)  # refused before anything drifts
     loaded = options.load()
     starts = options.starts(len(loaded.dataset.test_x))
     study = Study(loaded.model, loaded.dataset, sizes, starts)
-    found = run(study, options.out, show_every=options.show_every)
+    found = run(study, options.out)
     paths = records(study.drifted(), study.dataset, starts)
     return command.Found(loaded, {"S6": found}, {"S6": paths})
 

@@ -144,7 +144,7 @@ def _claims(
         "S3": partial(data_leaf.run, study, out, models=models),
         "S4": partial(data_leaf.run, study, out, data_leaf.MIRRORED),
         "S5": partial(noise_level.run, study, out),
-        "S6": partial(kernel.run, study, out, show_every=50 if config.quick else 125),
+        "S6": partial(kernel.run, study, out),
         "S7": partial(noise_leaf.run, study, out),
     }
 

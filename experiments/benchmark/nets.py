@@ -49,11 +49,7 @@ def obtain(weights: Path | None, checkpoint: Path | None, seed: int) -> Loaded:
 
 
 class StockCNN(nnx.Module):
-    """The same network of the layers that everybody has: nnx.Conv, nnx.max_pool, nnx.Linear.
-
-    Args:
-        model: The papers' network for MNIST, whose weights are shared.
-    """
+    """The papers' network of the layers that everybody has: nnx.Conv, nnx.max_pool, nnx.Linear."""
 
     def __init__(self, model: zoo.CNN):
         def conv(own: Any) -> nnx.Conv:

@@ -152,14 +152,7 @@ def walk_by_loop(
 ) -> Any:  # fmt: skip
     """Return the points (steps, *x.shape) of a path by the published scheme (P1).
 
-    Args:
-        net: The network.
-        x: The start.
-        goal: Where to go along the leaf; along the kernel, in which direction.
-        box: The pixel bounds.
-        along: "leaf" or "kernel".
-        step: Length of a step.
-        steps: How many.
+    The goal is where to go along the leaf; along the kernel, in which direction.
     """
     normalize, points = torch.nn.functional.normalize, []
     for _ in range(steps):

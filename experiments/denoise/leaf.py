@@ -86,10 +86,7 @@ def with_leaf(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return what the leaves of a network give, in pixels, the options chosen, and how flows ended.
 
-    Args:
-        model: The classifier.
-        case: The noise.
-        flow: `step`, `max_steps` and `stall` of the flow to a closest point.
+    `flow` has `step`, `max_steps` and `stall` of the flow to a closest point.
     """
     projected = [project(model, images, **flow) for images in (case.tuning, case.test)]
     counts, shares = case.counts(), (0.0, *_SHARES)

@@ -79,14 +79,7 @@ def methods(record: Mapping[str, Any], network: str) -> dict[str, Any]:
 def sections(
     measured: Measured, networks: Mapping, traces: Mapping[str, float], shown: str
 ) -> dict[str, Any]:
-    """Return one section for each noise, and one that compares the networks.
-
-    Args:
-        measured: What was measured.
-        networks: The networks by name.
-        traces: Their mean traces.
-        shown: The network of the tables.
-    """
+    """Return one section for each noise, of the network shown, and one that compares all."""
     found = {f"S9-{noise}": _noise_section(measured, noise, shown) for noise in measured}
     name = "S9-training" if len(traces) > 1 else "S9-control"
     found[name] = _training_section(measured, networks, traces)
@@ -233,10 +226,6 @@ def training_verdict(
 
     Several epochs: whether the best is that of the largest trace. One: whether its leaves are
     better than random planes.
-
-    Args:
-        gains: By network, CONTROL among them, and kind: "weak" and "part", of every image.
-        traces: The mean trace of each network.
     """
     agreed, against, parts = [], [], []
     peak = max(traces, key=lambda name: traces[name])
@@ -274,14 +263,7 @@ _SHOWN_ROWS = (*list(_CURVES)[:-1], "closest_part", "closest_apart")
 
 
 def draw(out: Path, measured: Measured, images: Mapping[str, Any], shown: str) -> None:
-    """Draw the images at the middle strength of each noise, and the curves.
-
-    Args:
-        out: Folder for the pictures.
-        measured: What was measured.
-        images: By noise, clean and denoised images at the middle strength, by method.
-        shown: Name of the network whose leaves are shown.
-    """
+    """Draw the images at the middle strength of each noise, by method, and the curves."""
     panels = []
     for noise, records in measured.items():
         strengths = list(records)

@@ -113,12 +113,7 @@ def path_readings(paths: Any, dataset: Any, *, whole: bool) -> np.ndarray:
 
 
 def rms(displacements: Any, std: Any) -> np.ndarray:
-    """Return root mean squares over the pixels of (..., H, W, channels), in pixel units.
-
-    Args:
-        displacements: In normalised units.
-        std: What they were divided by: a number, or one a channel.
-    """
+    """Return root mean squares over the pixels of (..., H, W, channels), in pixel units."""
     squares = np.square(np.asarray(displacements, dtype=np.float64) * np.asarray(std))
     return np.sqrt(squares.mean(axis=(-3, -2, -1)))
 

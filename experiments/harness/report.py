@@ -148,12 +148,7 @@ def write_numbers(
 def write_report(
     folder: Path, title: str, intro: Sequence[str], sections: Mapping[str, Any]
 ) -> None:
-    """Write report.html and report.md into a folder that holds the pictures."""
-    write_text(folder / "report.html", _html(title, intro, sections))
-    write_text(folder / "report.md", _markdown(title, intro, sections))
-
-
-def _html(title: str, intro: Sequence[str], sections: Mapping[str, Any]) -> str:
+    """Write report.html into a folder that holds the pictures."""
     e = html.escape
     overview = (
         f'<tr><td><a href="#{e(name)}">{e(name)}</a> {e(found["title"])}</td>'
@@ -177,49 +172,32 @@ def _html(title: str, intro: Sequence[str], sections: Mapping[str, Any]) -> str:
             body.append(
                 f'<figure><img src="{file}" alt="{text}"><figcaption>{text}</figcaption></figure>'
             )
-        body.append(_html_table(name, found))
-    return (
+        body.append(_table(name, found))
+    page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{e(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+    write_text(folder / "report.html", page)
 
 
-def _html_table(name: str, found: Mapping[str, Any]) -> str:
-    head, *rows = _cells(found)
+def _table(name: str, found: Mapping[str, Any]) -> str:
+    columns, rows = found["table"]["columns"], found["table"]["rows"]
     if not rows:
         return ""
-    paths = (row[1:] for row in found["table"]["rows"])
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
-    for (label, *cells), row in zip(rows, paths, strict=True):
-        lines.append(f"<td>{html.escape(label)}</td>")
-        for cell, path in zip(cells, row, strict=True):
-            place = html.escape(f"{name}.{path}")
-            lines[-1] += f'<td><data value="{place}">{cell}</data></td>' if path else "<td></td>"
+
+    def cell(path: str) -> str:
+        if not path:
+            return "<td></td>"
+        place, number = html.escape(f"{name}.{path}"), _number(look_up(found["numbers"], path))
+        return f'<td><data value="{place}">{number}</data></td>'
+
+    lines = ["".join(f"<th>{html.escape(column)}</th>" for column in columns)]
+    for label, *paths in rows:
+        lines.append(f"<td>{html.escape(label)}</td>{''.join(map(cell, paths))}")
     return f'<div class="wide"><table><tr>{"</tr><tr>".join(lines)}</tr></table></div>'
-
-
-def _markdown(title: str, intro: Sequence[str], sections: Mapping[str, Any]) -> str:
-    lines = [f"# {title}", "", *(f"{text}\n" for text in intro)]
-    for name, found in sections.items():
-        lines += [f"## {name}: {found['title']}", "", f"*{found['claim']}*", ""]
-        lines += [f"**{found['outcome']}**: {found['verdict']}", ""]
-        for picture in found["pictures"]:
-            lines += [f"![{picture['caption']}]({picture['file']})", "", picture["caption"], ""]
-        if found["table"]["rows"]:
-            lines += [markdown_table(_cells(found)), ""]
-    return "\n".join(lines)
-
-
-def _cells(found: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table of a section as it is written: its header, then its rows."""
-    rows = (
-        [label, *(_number(look_up(found["numbers"], path)) if path else "" for path in paths)]
-        for label, *paths in found["table"]["rows"]
-    )
-    return [found["table"]["columns"], *rows]
 
 
 def markdown_table(lines: Iterable[Sequence[str]]) -> str:

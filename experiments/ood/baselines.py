@@ -34,14 +34,7 @@ _BLOCK = 256
 def fit(
     model: Any, xs: np.ndarray, labels: np.ndarray, held: np.ndarray, *, std: Any
 ) -> dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
-    """Learn from training images what the baselines need.
-
-    Args:
-        model: The network.
-        xs: (N, …) training images.
-        labels: Their labels.
-        held: Training images apart from these, which choose ODIN's step.
-        std: What pixels were divided by.
+    """Learn from training images what the baselines need; those held apart choose ODIN's step.
 
     Returns:
         What gives the scores of images by name, for each group that is computed together.

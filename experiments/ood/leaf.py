@@ -30,18 +30,10 @@ def fit(
     model: Any, xs: np.ndarray, labels: np.ndarray, *, num_classes: int, fixed: int, many: int,
     flow: dict[str, Any], seed: int,
 ) -> dict[str, Callable[[np.ndarray], Named]]:  # fmt: skip
-    """Choose references among training images, and evaluate the network there.
+    """Choose references among training images: `fixed` ones, and `many` without closest points.
 
-    Args:
-        model: The network.
-        xs: Training images.
-        labels: Their labels.
-        num_classes: C.
-        fixed: How many fixed images.
-        many: How many without closest points.
-        flow: `step`, `max_steps` and `stall` of the flow to a closest point; "feet", whether any
-            are found, and "every", whether from all medoids and fixed images.
-        seed: Draws the fixed ones.
+    `flow` has `step`, `max_steps` and `stall` of the flow to a closest point; "feet", whether any
+    are found, and "every", whether from all medoids and fixed images.
 
     Returns:
         By family of references, what scores images by it: score[family, reduction].

@@ -47,11 +47,7 @@ def labelled_sets(
 ) -> tuple[dict[str, Labelled], dict[str, str]]:
     """Return the sets by name, the network's own first, and why others are left out.
 
-    Args:
-        model: The network; the adversarial steps are against it.
-        dataset: What it was trained on.
-        wanted: How much is drawn.
-        others: Names of `foliax.zoo` data sets beside those that need nothing.
+    `others` are names of `foliax.zoo` data sets beside those that need nothing.
 
     Raises:
         ValueError: If one of the others is the network's own.

@@ -55,7 +55,7 @@ def test_everything_is_written(smoke):
     records = json.loads((out / "paths.json").read_text())["images"]
     assert len(records) == claims["spectral"]["numbers"]["num_images"]
     assert len(records[0]["geodesic"]) == 8
-    assert "projected gradient" in (out / "report.md").read_text()
+    assert "projected gradient" in (out / "report.html").read_text()
 
 
 def test_the_control_is_as_accurate():

@@ -54,7 +54,7 @@ def test_everything_is_written(smoke):
     assert all(record["curvature"] == pytest.approx(0.25, abs=1e-3) for record in records)
     written = json.loads((out / "results.json").read_text())["claims"]
     assert written["extrinsic"]["verdict"] == claims["extrinsic"]["verdict"]
-    assert "second fundamental form" in (out / "report.md").read_text()
+    assert "second fundamental form" in (out / "report.html").read_text()
 
 
 def test_a_trained_network_repeats():

@@ -81,4 +81,4 @@ def test_the_command_writes_a_picture_and_every_image(tmp_path):
     assert written[0]["smallest_in_input"]["status"] == ["arrived"] * 10
     with Image.open(tmp_path / "explain.png") as image:
         assert min(image.size) > 100
-    assert "rank correlation" in (tmp_path / "report.md").read_text()
+    assert "rank correlation" in (tmp_path / "report.html").read_text()

@@ -154,7 +154,7 @@ def test_the_command_compares_epochs(tmp_path):
     for picture in written["claims"]["S11"]["pictures"]:
         with Image.open(tmp_path / "out" / picture["file"]) as image:
             assert min(image.size) > 100
-    assert "epoch 1: Brownian, leaf" in (tmp_path / "out" / "report.md").read_text()
+    assert "epoch 1: Brownian, leaf" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_epochs_need_a_checkpoint(tmp_path):

@@ -125,7 +125,7 @@ def test_any_kind_of_model_runs(mine, tmp_path, name):
 @pytest.mark.slow
 def test_other_scripts_take_them_too(mine, tmp_path):
     own = {"data": mine / "my.npz", "model": "my_net:load"}
-    options = kernel.Command(pairs=2, show_every=5, out=tmp_path / "kernel", **own, **SHORT)
+    options = kernel.Command(pairs=2, out=tmp_path / "kernel", **own, **SHORT)
     assert command.perform(options, kernel.measure_command, title="kernel")["claims"]["S6"]
     table = rank_table.make_table(rank_table.Command(out=tmp_path / "t", quick=True, **own))
     assert table["rows"]["my.npz"]["rank"]["default"]["largest"] == 2

@@ -43,7 +43,7 @@ POPULATIONS = {
     "data_leaf": (data_leaf, data_leaf.Command(pairs=2, **SIZES)),
     "data_leaf --flip": (data_leaf, data_leaf.Command(pairs=1, flip=True, **SIZES)),
     "noise_level": (noise_level, WalkCommand(pairs=2, **SIZES)),
-    "kernel": (kernel, kernel.Command(pairs=2, show_every=10, **SIZES)),
+    "kernel": (kernel, kernel.Command(pairs=2, **SIZES)),
     "noise_leaf": (noise_leaf, noise_leaf.Command(noise=0.09, start=3, end=5, **SIZES)),
     "explain": (explain, explain.Command(pairs=2, step=0.5, steps=100, quick=True)),
     "leaf_map": (leaf_map, leaf_map.Command(start=3, half=1, spacing=0.5)),

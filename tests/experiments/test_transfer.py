@@ -238,7 +238,7 @@ def test_everything_is_written(smoke):
         assert 0 <= row["accuracy"]["retrained"] <= 1
         assert np.all(np.diff(row["log_eigenvalues"], axis=0) >= 0)
     assert "Left out: fashion_mnist ('fashion_mnist' is not prepared)." in claim["verdict"]
-    assert "rank correlation" in (out / "report.md").read_text()
+    assert "rank correlation" in (out / "report.html").read_text()
     for picture in claim["pictures"]:
         with Image.open(out / picture["file"]) as image:
             assert image.width > 1000
@@ -249,7 +249,7 @@ def test_everything_is_written(smoke):
 
 
 def test_a_run_repeats(smoke):
-    for file in ("results.json", "paths.json", "report.md"):
+    for file in ("results.json", "paths.json", "report.html"):
         assert (smoke[0] / file).read_bytes() == (smoke[1] / file).read_bytes()
 
 
