@@ -249,7 +249,7 @@ def _draw_images(
             new, p = (np.asarray(part)[0] for part in predict(loaded.model, one.end[i, at][None]))
             title = name.replace(" along the top eigenvector", "").split(" (")[0]
             captions.append(f"{title}\n{budgets[at]:.2g}: {data.class_names[new]}, {p:.2f}")
-    pixels = np.clip(np.asarray(data.to_pixels(np.stack(images))), 0, 1)
+    pixels = data.to_pixels(np.stack(images))
     viz.strip(pixels, captions, out / "attack_images.png", columns=1 + len(found))
 
 

@@ -24,7 +24,7 @@ import foliax
 from experiments.curvature import measures
 from experiments.harness import command as commands
 from experiments.harness.populations import quartiles, rank_correlation, walks
-from experiments.harness.report import FAILS, HOLDS, IN_PART, section
+from experiments.harness.report import HOLDS, IN_PART, outcome, section
 from foliax import viz
 
 _NARROW = 2  # units of the layer that bounds the rank
@@ -118,10 +118,7 @@ def _intrinsic(given: Any, lower: Any, routes: Any, labels: np.ndarray) -> dict[
         title="The curvature of leaves in the metric of G",
         claim="The intrinsic curvature is 1/4 wherever the rank of G is full, for every network; "
         "it can explain a prediction only where the rank is lower.",
-        verdict=(
-            HOLDS if all(holds) else IN_PART if any(holds) else FAILS,
-            _say_intrinsic(numbers, len(labels)),
-        ),
+        verdict=(outcome(float(np.mean(holds))), _say_intrinsic(numbers, len(labels))),
         numbers=numbers,
         pictures=[_PICTURE],
         columns=("", "network given", "layer of two units"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.denoise.classical import NOISES
 from experiments.harness.command import setting
-from experiments.harness.report import FAILS, HOLDS, IN_PART, section
+from experiments.harness.report import FAILS, HOLDS, IN_PART, outcome, section
 from foliax import viz
 
 MEASURES = ("psnr", "ssim", "classified_right")
@@ -161,7 +161,7 @@ def _noise_verdict(numbers: Mapping[str, Any]) -> tuple[str, str]:
         f"The mean of k closest points is better than both the input and its references, by more "
         f"than two standard errors, at {sum(better)} of {len(better)} strengths. {' '.join(parts)}"
     )
-    return (HOLDS if all(better) else IN_PART if any(better) else FAILS), text
+    return outcome(float(np.mean(better))), text
 
 
 def _training_section(
@@ -286,9 +286,10 @@ def middle(strengths: Any) -> float:
 
 
 def _draw_grid(path: Path, images: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    shown, texts = [*images["clean"][:_ACROSS]], [""] * len(images["clean"][:_ACROSS])
+    shown = [*images["clean"][:_ACROSS]]
+    texts = [""] * len(shown)
     for method in _SHOWN_ROWS:
         shown += [*images[method][:_ACROSS]]
         texts += [f"{value:.1f} dB" for value in found[method]["psnr"][:_ACROSS]]
     labels = ["clean", *(textwrap.fill(label(method), 13) for method in _SHOWN_ROWS)]
-    viz.strip(np.clip(shown, 0, 1), texts, path, row_labels=labels)
+    viz.strip(shown, texts, path, row_labels=labels)

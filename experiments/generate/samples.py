@@ -28,7 +28,6 @@ LABELS = {
     "convex_short": "mixture as far as the walk",
     "real": "training images",
 }
-_SIGMAS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 _REAL = 200  # images of a class that its spread is measured on, at most
 _STEP = 0.2  # of a walk, normalised units
 
@@ -84,7 +83,7 @@ def prepare(dataset: Any, config: Command) -> Task:
     spread = np.array([np.mean(pdist(flat(dataset.train_x[m[:_REAL]]))) for m in members])
     nearest = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(flat(dataset.train_x))
     near = np.median(nearest.kneighbors(flat(dataset.test_x[:_REAL]), 1)[0])
-    reading = noise.calibrate(dataset, config.seed, len(dataset.test_x), _SIGMAS)
+    reading = noise.calibrate(dataset, config.seed, len(dataset.test_x))
     return Task(places, labels, targets, spread, reading, nearest, float(near))
 
 

@@ -280,16 +280,13 @@ def draw(
         row = np.concatenate([x[None], way, found.point[i][None], target[None]])
         images.append(row)
         captions += _said(model, data, row, classifier)
-    pixels = np.clip(data.to_pixels(np.concatenate(images)), 0, 1)
+    pixels = data.to_pixels(np.concatenate(images))
     viz.strip(pixels, captions, out / "metamer.png", columns=6)
     x, target = data.test_x[starts[0]], data.test_x[targets[0]]
     way = metamers(model, x, target[None], num=_FRAMES, box=data.box).points[0]
     frames = np.concatenate([x[None], way])
-    viz.gif(
-        np.clip(data.to_pixels(frames), 0, 1),
-        _said(model, data, frames, classifier),
-        out / "metamer.gif",
-    )
+    said = _said(model, data, frames, classifier)
+    viz.gif(data.to_pixels(frames), said, out / "metamer.gif")
 
 
 def _said(model: Any, data: Any, images: Any, classifier: Classifier) -> list[str]:
@@ -316,8 +313,7 @@ def draw_classes(network: Loaded, file: Path, *, steps: int) -> None:
     labels, p = predict(model, found.point)
     names = data.class_names
     captions = [f"{names[int(c)]} {float(q):.3f}" for c, q in zip(labels, p, strict=True)]
-    pixels = np.clip(data.to_pixels(found.point), 0, 1)
-    viz.strip(pixels, captions, file, row_labels=[names[c] for c in range(data.num_classes)])
+    viz.strip(data.to_pixels(found.point), captions, file, row_labels=names)
 
 
 # --- words ---------------------------------------------------------------------------------------

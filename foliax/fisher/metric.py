@@ -98,7 +98,7 @@ def quadratic(
     """Return ½ δᵀ F(x, w) δ, the second-order term of `kl`.
 
     Args:
-        delta: The change δ of the weights, a pytree like them.
+        delta: As in `kl`.
 
     Returns:
         A scalar ≥ 0, in nats.
@@ -107,11 +107,11 @@ def quadratic(
         ValueError: As `matvec`.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax.numpy as jnp
         >>> from jax.tree_util import Partial
         >>> from foliax import fisher
-        >>> model = Partial(lambda w, x: jnp.stack([w @ x, 0.0]), jnp.zeros(2))
-        >>> delta = jax.tree.map(lambda w: jnp.full_like(w, 0.1), model)
+        >>> model = Partial(jnp.multiply, jnp.zeros(2))  # logits w x, entry by entry
+        >>> delta = Partial(jnp.multiply, jnp.array([0.1, 0.5]))
         >>> f"{fisher.quadratic(model, jnp.array([1.0, 0.0]), delta):.6f}"
         '0.001250'
     """

@@ -65,11 +65,11 @@ def average_pool(x: ArrayLike, window: int = 2) -> Shaped[Array, "... h w c"]:
     """Return the mean of each window.
 
     Args:
-        x: (..., H, W, c); rows and columns that do not fill a window are dropped.
-        window: The side of the window, and the stride.
+        x: As in `max_pool`.
+        window: As in `max_pool`.
 
     Returns:
-        (..., H // window, W // window, c).
+        The same shape as `max_pool`.
 
     Raises:
         ValueError: If no window fits.

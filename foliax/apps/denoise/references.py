@@ -86,15 +86,15 @@ def nearest_by_feature(
     Args:
         features: Callable pytree from one image to a feature array, as a classifier's logits or
             the output of its last hidden layer.
-        x: One image.
-        images: (N, *x.shape) images to choose from.
-        k: How many, at most N.
+        x: As in `nearest`.
+        images: As in `nearest`.
+        k: As in `nearest`.
 
     Returns:
         Places, the nearest first.
 
     Raises:
-        ValueError: If the shapes do not fit, or k is not in 1 … N.
+        ValueError: As `nearest`.
 
     Example:
         >>> import jax.numpy as jnp

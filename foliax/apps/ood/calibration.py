@@ -128,14 +128,14 @@ def exceeds(calibration: Calibration, found: Named) -> dict[str, Float[Array, ".
     """Return score − threshold: positive where an input is called out of distribution.
 
     Args:
-        calibration: What `calibrate` returned.
-        found: Scores of one input or many.
+        calibration: As in `standardise`.
+        found: As in `standardise`.
 
     Returns:
         Values by name, of the shape of each score.
 
     Raises:
-        ValueError: If a calibrated score is missing.
+        ValueError: As `standardise`.
 
     Example:
         >>> import jax.numpy as jnp
