@@ -112,7 +112,7 @@ def _draw(dataset: Any, xs: Any, found: Any, file: Path) -> tuple[str, str]:
         ends = np.asarray(dataset.to_pixels(np.concatenate([x[None], move.end[i]])))
         changes = viz.signed(np.concatenate([0 * x[None], move.end[i] - x]))
         changes[[0, 1 + label]] = np.nan  # gaps: nothing changes there
-        images += [np.broadcast_to(np.clip(ends, 0, 1), (*ends.shape[:-1], 3)), changes]
+        images += [np.broadcast_to(ends, (*ends.shape[:-1], 3)), changes]
         captions.append(f"{names[label]}\np = {p[label]:.3f}")
         captions += [
             f"{name}\n{move.chord[i, c]:.2f}, G {found.fisher.fisher[i, c]:.2f}"

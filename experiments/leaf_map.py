@@ -165,7 +165,7 @@ def _draw_map(dataset: Any, points: Any, labels: Any, p: Any, file: Path) -> Non
 def _draw_eigenvectors(
     dataset: Any, x: Any, values: np.ndarray, vectors: np.ndarray, label: str, file: Path
 ) -> None:
-    picture = np.clip(np.asarray(dataset.to_pixels(np.asarray(x)[None])), 0, 1)
+    picture = np.asarray(dataset.to_pixels(np.asarray(x)[None]))
     picture = np.broadcast_to(picture, (*picture.shape[:-1], 3))
     texts = [f"label {label}\n"] + [
         f"eigenvalue {value:.2g}\n{f'{share:.2g} %' if share > 1e-2 else '< 0.01 %'} of trace"

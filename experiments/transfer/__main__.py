@@ -17,7 +17,7 @@ of every image), `run.json` and `report.html`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -54,19 +54,7 @@ class Command(commands.Command):
     test: int = 1000  # Test images of each set at most
     budget: float = 0.1  # Length of the adversarial step over √n, n pixels, in normalised units
     # More data sets, where they are prepared.
-    others: tuple[
-        Literal[
-            "digits",
-            "mnist_5k",
-            "mnist",
-            "fashion_mnist",
-            "kmnist",
-            "emnist/letters",
-            "cifar10",
-            "cifar100",
-        ],
-        ...,
-    ] = ()
+    others: tuple[commands.Named, ...] = ()
 
     def checked(self) -> "Command":
         """Return what is run, itself or a smaller one, or refuse what does not fit."""
