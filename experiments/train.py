@@ -38,8 +38,9 @@ class Config(command.Run):
     data: Path | None = None
     # Network.
     net: Literal[
-        "mlp", "cnn", "colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19", "xor_net", "circle_net"
-    ] = "mlp"
+        "mlp", "cnn", "small_cnn", "colour_cnn", "vgg11", "vgg13", "vgg16", "vgg19", "xor_net",
+        "circle_net",
+    ] = "mlp"  # fmt: skip
     # Settings that those below override: "paper" (SGD at 0.01, batches of 60, 30 epochs),
     # "foliations" (batches of 50), "vgg" (momentum, weight decay, cosine) or "quick" (AdamW, 5
     # epochs).
