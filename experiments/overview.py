@@ -33,28 +33,22 @@ class Config:
 
 def run(config: Config) -> Path:
     """Compose the picture and write it."""
-    upper = {
+    left = int((_WIDTH - 3 * _MARGIN) * _LEFT)
+    first = _column({
         "a  Trace and rank of G as a network learns": config.training,
         "b  An image and the leading eigenvectors of G at it": config.eigenvectors,
-        "c  A map of the leaf through an image": config.map,
-    }
-    lower = {
+    }, left)  # fmt: skip
+    second = _column({"c  A map of the leaf through an image": config.map},
+                     _WIDTH - 3 * _MARGIN - left)  # fmt: skip
+    wide = _column({
         "d  Across the leaves: noise comes, p stays (exact), or not (published)": config.kernel,
         "e  On the leaf, toward another image: as near as it comes": config.leaf,
-    }
-    left = int((_WIDTH - 3 * _MARGIN) * _LEFT)
-    columns = [
-        _column(dict(list(upper.items())[:2]), left),
-        _column(dict(list(upper.items())[2:]), _WIDTH - 3 * _MARGIN - left),
-    ]
-    wide, height = _column(lower, _WIDTH - 2 * _MARGIN), max(each.height for each in columns)
+    }, _WIDTH - 2 * _MARGIN)  # fmt: skip
+    height = max(first.height, second.height)
     page = Image.new("RGB", (_WIDTH, height + wide.height + 3 * _MARGIN), style.PAPER)
-    for part, place in zip(
-        (*columns, wide),
-        ((_MARGIN, _MARGIN), (2 * _MARGIN + left, _MARGIN), (_MARGIN, 2 * _MARGIN + height)),
-        strict=True,
-    ):
-        page.paste(part, place)
+    page.paste(first, (_MARGIN, _MARGIN))
+    page.paste(second, (2 * _MARGIN + left, _MARGIN))
+    page.paste(wide, (_MARGIN, 2 * _MARGIN + height))
     few = page.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     return style.written(config.out, lambda draft: few.save(draft, "PNG", optimize=True))
 
