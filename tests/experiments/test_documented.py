@@ -12,7 +12,7 @@ from experiments.harness import command
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *(ROOT / "docs").rglob("*.md")]
-COMMAND = re.compile(r"python -m experiments\.([a-z_0-9]+)((?:\\\n|[^\n`#|])*)")
+COMMAND = re.compile(r"python -m experiments\.([a-z_0-9]+(?:\.[a-z_0-9]+)*)((?:\\\n|[^\n`#|])*)")
 
 
 def shown():
