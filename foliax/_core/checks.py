@@ -31,7 +31,7 @@ def as_point(x: ArrayLike, *, name: str = "x") -> Float[Array, "..."]:
         )
     if x.size == 0:
         raise ValueError(f"{name} must hold at least one number, got the empty shape {x.shape}")
-    return x
+    return jnp.asarray(x, x.dtype)  # of no weak type, as jnp.full(3, 0.1) is: loops carry one dtype
 
 
 def refuse_deleted(value: Any, *, name: str) -> None:

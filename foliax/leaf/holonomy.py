@@ -5,7 +5,7 @@ as far as the lifts of closed loops are closed. The gap that is left is what kee
 integrable at the scale of the loop; `foliax.involutivity` sees the limit of small loops alone.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from foliax._core.checks import as_point, as_tangent, check_count, check_positive
+from foliax._core.checks import as_point, as_tangent, check_choice, check_count, check_positive
 from foliax._core.compile import compiled
 from foliax._core.jacobian import contrast_jacobian, logits_struct, pullback, pushforward
 from foliax._core.types import Count, Model
@@ -24,6 +24,11 @@ from foliax.flow.path import Code, Status, as_status
 from foliax.leaf.image import flat_logits
 from foliax.leaf.lift import LiftScene, LiftState, run_lift
 from foliax.likelihood import Categorical, is_valid
+
+if TYPE_CHECKING:
+    LoopCoordinates = Literal["logits", "p"]
+else:  # checked by hand
+    LoopCoordinates = Any
 
 _CATEGORICAL = Categorical()
 
@@ -38,7 +43,8 @@ class Holonomy(NamedTuple):
         defect: How exactly it is a lift: the largest difference of its logit contrasts from those
             of the loop, at the steps.
         probability_change: max|p(end) − p(x)|, 0 up to rounding.
-        status: A `Status`: completed; stalled (u and v span less than a plane in D, or the logits
+        status: A `Status`: completed; boundary (a square of p that leaves the simplex, not lifted);
+            stalled (u and v span less than a plane in D, or the logits
             cannot follow: rank G falls below C − 1); invalid (NaN).
     """
 
@@ -51,26 +57,31 @@ class Holonomy(NamedTuple):
 
 
 class _Edge(eqx.Module):
-    """A straight line of logits."""
+    """A straight line of logits, or of p where those at the start of the loop are given."""
 
     first: Float[Array, " c"]  # where it begins, less where the loop begins
     change: Float[Array, " c"]
+    p: Float[Array, " c"] | None
 
     def offsets(self, tau: Float[Array, ""]) -> Float[Array, " c"]:
         """Return the logits at τ less those where the loop begins."""
-        return self.first + tau * self.change
+        offset = self.first + tau * self.change
+        if self.p is None:
+            return offset
+        return jnp.log1p(offset / jnp.where(self.p > 0, self.p, 1))
 
 
 @compiled
 def holonomy(
     model: Model, x: ArrayLike, u: ArrayLike, v: ArrayLike, side: float | Array, *,
-    num_steps: Count = 50, solver: diffrax.AbstractSolver = diffrax.Heun(),
+    straight: LoopCoordinates = "logits", num_steps: Count = 50,
+    solver: diffrax.AbstractSolver = diffrax.Heun(),
 ) -> Holonomy:  # fmt: skip
-    """Lift a square of logits along D, from x and back to the same p, and measure the gap.
+    """Lift a square loop of p along D, from x and back to the same p, and measure the gap.
 
-    The square has the sides `side` J e₁ and `side` J e₂, with J the Jacobian of the logits at x and
-    e₁, e₂ orthonormal in D, of which the first is along the part of u in D, and the second in the
-    plane with that of v. In logits every square is inside the simplex. Each edge is lifted by
+    The square has the sides `side` J e₁ and `side` J e₂, with J the Jacobian at x of the logits, or
+    of p, and e₁, e₂ orthonormal in D: the first along the part of u in D, the second in the plane
+    with that of v. In logits every square is inside the simplex. Each edge is lifted by
     x' = (H J)⁺ d(H log p)/dt, and each step is brought back to the prescribed p, as in
     `foliax.leaf.geodesic`. To leading order the gap is side ‖[X₁, X₂] outside D‖ / 4 for the lifted
     fields. It is 0 inside a linear region of a ReLU network, and not where edges cross its faces.
@@ -79,6 +90,7 @@ def holonomy(
         u: The first direction, of x's shape; its part in D counts, and not its length.
         v: The second one.
         side: Length of the first edge, > 0, in the units of x; of a curved one, to first order.
+        straight: In which coordinates the edges are: "logits", or "p" for a square in the simplex.
         num_steps: Steps of each of the four edges. Twice as many show how exact the gap is.
         solver: A diffrax solver. Across the faces of a ReLU network it is of first order.
 
@@ -111,6 +123,7 @@ def holonomy(
             f"holonomy lifts curves of p, and n = {x.size} inputs cannot follow those of C = "
             f"{num_classes} classes; it needs n >= C - 1"
         )
+    check_choice(straight, name="straight", choices=("logits", "p"))
     logits, pull = pullback(model, x, _CATEGORICAL)
     k = contrast_jacobian(model, x, _CATEGORICAL)[1]
     flat, u, v = (a.ravel().astype(k.dtype) for a in (x, u, v))
@@ -118,13 +131,19 @@ def holonomy(
     first, second = (side * pushforward(pull, logits, e).astype(k.dtype) for e in plane)
     possible = _CATEGORICAL.possible(logits)
     first, second = (jnp.where(possible, change, 0) for change in (first, second))
+    p = None
+    if straight == "p":
+        p = jax.nn.softmax(logits).astype(k.dtype)
+        first, second = (p * (change - dot(p, change)) for change in (first, second))
     begins = jnp.stack([0 * first, first, first + second, second])
     changes = jnp.stack([first, second, -first, -second])
     zero = jnp.zeros((), k.dtype)
-    start = LiftState(flat, zero, jnp.where(spanned, zero, 1))
+    inside = jnp.ones((), bool) if p is None else jnp.all((begins + p > 0) | ~possible)
+    start = LiftState(flat, zero, jnp.where(spanned & inside, zero, 1))
 
     def lift(before: LiftState, edge: tuple[Array, Array]) -> tuple[LiftState, Any]:
-        scene = LiftScene(model, x.shape, x.dtype, _Edge(*edge), logits.astype(k.dtype), num_steps)
+        curve, begun = _Edge(*edge, p), logits.astype(k.dtype)
+        scene = LiftScene(model, x.shape, x.dtype, curve, begun, num_steps)
         lost = jnp.where(scene.full_rank(scene.space(before.x)[1]), before.lost, 1)
         states, _ = run_lift(before._replace(lost=lost), scene, solver)
         steps = jnp.diff(states.x, axis=0)
@@ -134,6 +153,7 @@ def holonomy(
     last, (lengths, defects) = lax.scan(lift, start, (begins, changes))
     finite = is_valid(_CATEGORICAL, logits) & jnp.all(jnp.isfinite(jnp.stack([flat, u, v])))
     code = jnp.where(last.lost > 0, Code.stalled, Code.completed)
+    code = jnp.where(inside, code, Code.boundary)
     length = jnp.sum(lengths)
     after = flat_logits(model, x)(last.x).astype(logits.dtype)
     return Holonomy(

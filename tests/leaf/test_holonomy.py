@@ -82,6 +82,37 @@ def test_the_gap_of_a_small_loop_is_the_bracket_of_the_lifted_fields():
     )
 
 
+def test_a_square_in_the_simplex_ends_where_another_library_ends():
+    side = 0.3
+    found = foliax.holonomy(TANH, X, U, V, side, straight="p", num_steps=100)
+    jacobian = jax.jit(jax.jacobian(lambda x: jax.nn.softmax(TANH(x))))
+    _, e = plane(TANH, X, U, V)
+    first, second = side * jacobian(X) @ e[0], side * jacobian(X) @ e[1]
+    end = np.asarray(X)
+    for change in (first, second, -first, -second):
+        end = solve_ivp(
+            lambda _, x, change=change: np.linalg.pinv(np.asarray(jacobian(x))) @ change,
+            (0, 1), end, method="DOP853", rtol=1e-11, atol=1e-12,
+        ).y[:, -1]  # fmt: skip
+    gap = float(np.linalg.norm(end - X))
+    np.testing.assert_allclose(found.end, end, atol=1e-3 * gap)
+    assert gap > 1e-3
+    assert found.status == Status.completed
+
+
+def test_a_square_that_leaves_the_simplex_is_not_lifted():
+    found = foliax.holonomy(TANH, X, U, V, 20.0, straight="p")
+    assert found.status == Status.boundary
+    np.testing.assert_array_equal(found.end, X)
+
+
+def test_an_input_of_weak_type_is_one_like_others():
+    weak = jnp.full(X.shape, 0.1)
+    assert weak.weak_type
+    found = foliax.holonomy(TANH, weak, U, V, 0.3)
+    np.testing.assert_array_equal(found.end, foliax.holonomy(TANH, np.asarray(weak), U, V, 0.3).end)
+
+
 def test_the_other_way_round_it_opens_to_the_other_side():
     # Of equal planes: v first gives another basis of the plane, so the directions are orthonormal.
     _, (u, v) = plane(TANH, X, U, V)
@@ -151,6 +182,7 @@ def test_what_is_not_finite_is_invalid():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"side": 0.0}, "side must be a finite number > 0"),
+    ({"straight": "x"}, "straight must be one of 'logits', 'p', got 'x'"),
     ({"num_steps": 0}, "num_steps must be a whole number >= 1"),
     ({"u": U[:2]}, "u must have the shape of x"),
     ({"v": V[:2]}, "v must have the shape of x"),
