@@ -55,7 +55,7 @@ class _Sketch(NamedTuple):
 @compiled
 def average(
     model: Model, xs: ArrayLike, k: Count | None = None, *, size: Count | None = None,
-    start: Average | None = None, block: Count = 8, likelihood: Likelihood = Categorical(),
+    start: Average | None = None, block: Count = 32, likelihood: Likelihood = Categorical(),
     chunk: Chunk = None,
 ) -> Average:  # fmt: skip
     """Return the mean of G over inputs, by its leading eigenpairs.
@@ -72,7 +72,8 @@ def average(
         k: How many pairs, 1 ≤ k ≤ size; None for all of the sketch.
         size: Rows of the sketch, up to n; None for 2 k + 50 (without k for 200), n at most.
         start: What was returned for the inputs before these, with all of its sketch (k None).
-        block: How many inputs at once: memory is block · (C − 1) + size rows of n numbers.
+        block: How many inputs at once: memory is block · (C − 1) + size rows of n numbers, and the
+            fewer blocks, the smaller the error.
 
     Returns:
         An `Average` over these inputs and those before.
