@@ -1,6 +1,6 @@
 """How far leaves exist: the gap that a closed loop of p leaves open when it is lifted along D.
 
-    python -m experiments.holonomy --out out/holonomy
+    python -m experiments.holonomy
 
 trains networks on the digits, by activation, width and epochs, and lifts square loops of p of many
 sides from test images, in random directions of D, in float64 (`foliax.holonomy`). Inside a linear
@@ -12,7 +12,6 @@ Writes `holonomy.png`, `results.json`, `run.json` and `report.html`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,7 +46,6 @@ class Config(Run):
     widths: tuple[int, ...] = (16, 48, 144)  # Of the hidden layer, for the first activation
     epochs: tuple[int, ...] = (1, 5, 30)  # Of the training, for the first activation
     steps: int = 50  # Steps of each edge
-    out: Path = Path("out/holonomy")  # Output folder
 
 
 def run(config: Config) -> dict[str, Any]:

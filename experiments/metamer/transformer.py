@@ -1,6 +1,6 @@
 """Some patches of an image move along the kernel of a transformer: as published, and with p held.
 
-    python -m experiments.metamer.transformer --out out/metamer_transformer
+    python -m experiments.metamer.transformer
 
 trains a small vision transformer on MNIST (extra `mnist`), frees half of the patches of test images
 and moves them 200 steps along the kernel of G, the others held. SiMEC (Benfenati, Ferrara, Marta et
@@ -40,7 +40,6 @@ class Config(Run):
     steps: int = 200  # Steps along the kernel
     lengths: tuple[float, ...] = (0.03, 0.1, 0.3)  # Of a step, normalised units
     epochs: int = 12  # Of the training
-    out: Path = Path("out/metamer_transformer")  # Output folder
 
 
 class Block(nnx.Module):

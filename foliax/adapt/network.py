@@ -1,5 +1,6 @@
 """What each library supplies: a network as a pytree, and one of its layers changed."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +23,9 @@ EVALUATION = {
 class Network(eqx.Module):
     """A network of some library with its weights: a pytree whose leaves are arrays."""
 
+    @abstractmethod
     def call(self, x: Any) -> Any:
         """Return what the network returns for x, as its library has it."""
-        raise NotImplementedError
 
     @contextmanager
     def changed(self, layer: str, change: Change) -> Iterator["Network"]:

@@ -17,7 +17,7 @@ from foliax._core.likelihood import Likelihood
 from foliax._core.no_derivative import refused
 from foliax._core.types import Chunk, Count, Model
 from foliax._linalg import lapack
-from foliax.data_matrix.matrix import Eigen, factor
+from foliax.data_matrix.matrix import factor
 from foliax.likelihood import Categorical
 
 __all__ = ["Average", "average"]
@@ -39,11 +39,6 @@ class Average(NamedTuple):
     vectors: Float[Array, "k ..."]
     error: Float[Array, ""]
     num_inputs: Int[Array, ""]
-
-    @property
-    def eigen(self) -> Eigen:
-        """The eigenpairs, as `foliax.eigh` returns those of one input."""
-        return Eigen(self.values, self.vectors)
 
 
 class _Sketch(NamedTuple):

@@ -4,7 +4,7 @@ The curve is known in closed form. What is integrated is only the lift x' = (H J
 which stays in D, and every step is brought back to the prescribed p.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -59,18 +59,11 @@ class Geodesic(NamedTuple):
     status: Status
 
 
-class Curve(Protocol):
-    """A curve of p, by the logits; τ runs from 0 to 1."""
-
-    def offsets(self, tau: Float[Array, ""]) -> Float[Array, " c"]:
-        """Return the logits at τ less those where the lift begins, up to a common constant."""
-        ...
-
-
 class LiftScene(Flat):
     """Arguments of the lift: model, curve, and the logits at the start."""
 
-    curve: Any  # a Curve
+    # Its `offsets(τ)` are the logits at τ in [0, 1] less those at the start, up to a constant.
+    curve: Any
     start_logits: Array
     num_steps: int = eqx.field(static=True)
 

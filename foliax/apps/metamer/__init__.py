@@ -7,7 +7,7 @@ like that image while p stays. How far one has to go until somebody else sees an
 sensitivity radius. For a thousand classes `at_scale` takes gradients only.
 """
 
+from foliax.apps.metamer.invariance import Invariance, Metamers, invariance_radius, metamers
 from foliax.apps.metamer.scale import at_scale
-from foliax.apps.metamer.ways import Invariance, Metamers, invariance_radius, metamers
 
 __all__ = ["Invariance", "Metamers", "at_scale", "invariance_radius", "metamers"]
